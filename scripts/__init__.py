@@ -1,0 +1,1 @@
+"""Parts that the configs of the MPU-Net liver CT bundle name."""

@@ -1,0 +1,43 @@
+"""How a mistake in somebody's input reaches them: as one line, not as a traceback."""
+
+import os
+import sys
+import types
+
+TRACEBACK_VARIABLE = "MPUNET_TRACEBACK"
+
+
+class InputError(ValueError):
+    """Something a user gave is unusable.
+
+    The message is one line that names the file (or the setting), says what is wrong with it, and what to do.
+    """
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """Return the `InputError` that ``error`` is, or that it was raised from (MONAI and Ignite wrap errors), or None."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, InputError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def report_input_errors() -> None:
+    """Make an uncaught `InputError` end the program with one line on stderr and exit status 1.
+
+    Any other error still prints its traceback; with the environment variable ``MPUNET_TRACEBACK`` set, all do.
+    """
+    if sys.excepthook is not _print_one_line:
+        sys.excepthook = _print_one_line
+
+
+def _print_one_line(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
+    input_error = find_input_error(error)
+    if input_error is None or os.environ.get(TRACEBACK_VARIABLE):
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        message = " ".join(str(input_error).split())
+        print(f"error: {message}", file=sys.stderr)
