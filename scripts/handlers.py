@@ -1,0 +1,220 @@
+"""What happens around an engine's epochs: its progress bar, its checkpoints and its tables."""
+
+import csv
+import logging
+import math
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint, ProgressBar
+from monai.engines import Trainer
+from monai.handlers import from_engine
+from torch import nn, optim
+
+from scripts.errors import InputError
+from scripts.files import written_whole
+from scripts.metrics import summarize
+
+logger = logging.getLogger(__name__)
+
+
+def existing_file(path: str | os.PathLike, remedy: str) -> str:
+    """Return ``path`` if there is such a file.
+
+    Raises:
+        InputError: if there is not; ``remedy`` says what to do.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; {remedy}")
+    return str(path)
+
+
+def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``rows`` as CSV headed by the keys of the first; other numbers than integers have 6 significant digits."""
+    with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
+
+
+class EpochProgressBar(ProgressBar):
+    """Ignite's progress bar for one epoch; of a trainer it shows the loss."""
+
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        """Show the progress of ``engine``."""
+        if isinstance(engine, Trainer):
+            loss = from_engine(["loss"], first=True)
+            kwargs.setdefault("output_transform", lambda output: {"loss": float(loss(output))})
+        super().attach(engine, *args, **kwargs)
+
+
+class BestCheckpoint:
+    """Keeps the weights of the network's best epoch by an evaluator's key metric: its state dict alone, in one file.
+
+    Its own `state_dict` belongs into `RunCheckpoint`, so that a resumed training does not overwrite better weights.
+    A key metric that is NaN is never the best.
+
+    Args:
+        network: whose weights are kept.
+        path: of the file, such as ``models/model.pt``.
+    """
+
+    def __init__(self, network: nn.Module, path: str | os.PathLike):
+        self.network = network
+        self.path = path
+        self.best_metric = -math.inf
+        self.best_epoch = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Compare after every run of the evaluator ``engine``."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the weights if the key metric is better than ever."""
+        metric = float(engine.state.metrics[engine.state.key_metric_name])
+        if metric > self.best_metric:
+            self.best_metric, self.best_epoch = metric, engine.state.epoch
+            network = self.network.module if hasattr(self.network, "module") else self.network
+            with written_whole(self.path) as temporary:
+                torch.save(network.state_dict(), temporary)
+            logger.info("epoch %d is the best yet (%.4f): %s", self.best_epoch, metric, self.path)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what the best was, and when."""
+        return {"best_metric": self.best_metric, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from an earlier best."""
+        self.best_metric, self.best_epoch = float(state["best_metric"]), int(state["best_epoch"])
+
+
+class RunCheckpoint:
+    """Writes, after every epoch of a trainer, all that is needed to go on from there; with ``resume``, goes on from it.
+
+    Args:
+        save_dict: name → object with a ``state_dict``; the trainer is added as ``trainer``.
+        path: of the file.
+        resume: load the file before the first epoch.
+
+    Raises:
+        InputError: if there is nothing to resume.
+    """
+
+    def __init__(self, save_dict: Mapping[str, Any], path: str | os.PathLike, resume: bool = False):
+        self.save_dict = dict(save_dict)
+        self.path = existing_file(path, "nothing to resume; start without --resume") if resume else path
+        self.resume = resume
+
+    def attach(self, engine: Engine) -> None:
+        """Write after every epoch of the trainer ``engine``."""
+        self.save_dict["trainer"] = engine
+        if self.resume:
+            engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def load(self, engine: Engine) -> None:
+        """Load the file into the objects; the number of epochs to train stays as given.
+
+        Raises:
+            InputError: if the file is damaged or of another network, or if all epochs are done.
+        """
+        max_epochs = engine.state.max_epochs
+        try:
+            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+            Checkpoint.load_objects(self.save_dict, checkpoint)
+        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{self.path}: cannot be resumed, it is damaged or of another network ({str(error).splitlines()[0]}); "
+                "resume with the settings of the run, or start without --resume"
+            ) from error
+        if engine.state.epoch >= max_epochs:
+            raise InputError(
+                f"{self.path}: all {engine.state.epoch} epochs are done; give a larger --max_epochs to go on"
+            )
+        engine.state.max_epochs = max_epochs
+        logger.info("resuming after epoch %d of %s", engine.state.epoch, self.path)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the file."""
+        with written_whole(self.path) as temporary:
+            torch.save({name: item.state_dict() for name, item in self.save_dict.items()}, temporary)
+
+
+class EpochTable:
+    """A CSV with a row per epoch: its number, its seconds, the learning rate, and every metric of the engine.
+
+    A row replaces those of the same and of later epochs, so a training that is resumed, or begun again in the same
+    folder, leaves one row per epoch.
+
+    Args:
+        path: of the CSV.
+        optimizer: whose learning rate is recorded, if given.
+    """
+
+    def __init__(self, path: str | os.PathLike, optimizer: optim.Optimizer | None = None):
+        self.path = Path(path)
+        self.optimizer = optimizer
+        self.started = math.nan
+
+    def attach(self, engine: Engine) -> None:
+        """Add a row after every epoch of ``engine``."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Note when the epoch began."""
+        self.started = time.perf_counter()
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the table with this epoch's row."""
+        row: dict[str, Any] = {"epoch": engine.state.epoch, "seconds": time.perf_counter() - self.started}
+        if self.optimizer is not None:
+            row["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        row |= {name: float(value) for name, value in engine.state.metrics.items()}
+        earlier: list[dict[str, Any]] = []
+        if self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                earlier = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+        write_table(self.path, [{key: old.get(key, "") for key in row} for old in earlier] + [row])
+
+
+class CaseTables:
+    """Two CSVs of an evaluation: ``per_case.csv``, a row per case and class, and ``summary.csv``, which is logged too.
+
+    Args:
+        output_dir: where they are written.
+        metric_name: under which a `scripts.metrics.SegmentationMetrics` is attached to the engine.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, metric_name: str):
+        self.output_dir = Path(output_dir)
+        self.metric_name = metric_name
+
+    def attach(self, engine: Engine) -> None:
+        """Write at the end of the evaluator ``engine``."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write both tables."""
+        rows = engine.state.metric_details[self.metric_name]
+        write_table(self.output_dir / "per_case.csv", rows)
+        metrics = [name for name in rows[0] if name not in ("case", "class")]
+        summary = [
+            {"class": class_name} | line
+            for class_name in dict.fromkeys(row["class"] for row in rows)
+            for line in summarize([row for row in rows if row["class"] == class_name], metrics)
+        ]
+        write_table(self.output_dir / "summary.csv", summary)
+        lines = [f"{'class':10} {'metric':20} {'mean':>10} {'sd':>10} {'median':>10} {'cases':>6}"]
+        for line in summary:
+            numbers = " ".join(f"{line[name]:10.4f}" for name in ("mean", "sd", "median"))
+            lines.append(f"{line['class']:10} {line['metric']:20} {numbers} {line['cases']:6d}")
+        logger.info("%d cases, tables in %s\n%s", len({r["case"] for r in rows}), self.output_dir, "\n".join(lines))

@@ -1,0 +1,253 @@
+"""What surrounds the network when it segments somebody's scan: finding and checking images, writing masks and previews.
+
+Preprocessing, sliding window and postprocessing themselves are MONAI's, declared in ``configs/inference.json``.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import itk
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.config import PathLike
+from monai.data import Dataset, ImageReader, ITKReader, MetaTensor, NibabelReader, NibabelWriter
+from monai.transforms import LoadImage
+from monai.utils import ImageMetaKey, ensure_tuple
+
+from scripts.errors import InputError
+from scripts.files import written_whole
+from scripts.handlers import write_table
+from scripts.preview import draw_preview
+
+logger = logging.getLogger(__name__)
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
+DICOM_PREAMBLE_BYTES = 128
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() not in ("", ".dcm", ".ima") and not path.suffix[1:].isdigit():
+        return False
+    with open(path, "rb") as file:
+        return file.read(DICOM_PREAMBLE_BYTES + 4)[DICOM_PREAMBLE_BYTES:] == b"DICM"
+
+
+def _dicom_series(folder: Path) -> dict[str, int]:
+    """Return identifier → number of files of the series in a folder, told apart as MONAI's ITKReader does."""
+    names = itk.GDCMSeriesFileNames.New()
+    names.SetUseSeriesDetails(True)
+    names.AddSeriesRestriction("0008|0021")
+    names.SetDirectory(str(folder))
+    return {series: len(names.GetFileNames(series)) for series in names.GetSeriesUIDs()}
+
+
+def _check_series(folder: Path, series: str) -> None:
+    found = _dicom_series(folder)
+    listing = ", ".join(f"{identifier} ({count} files)" for identifier, count in found.items())
+    if series and series not in found:
+        raise InputError(f"{folder}: has no DICOM series {series}; it has {listing}")
+    if not series and len(found) > 1:
+        raise InputError(f"{folder}: holds {len(found)} DICOM series; choose one by --series: {listing}")
+
+
+def output_name(path: PathLike) -> str:
+    """Return the name of an image (a file or a DICOM folder) without folders and suffix, as in its outputs' names."""
+    name = os.path.basename(os.path.normpath(path))
+    suffix = next((s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def name_output(metadata: Mapping[str, Any], saver: Any) -> dict[str, Any]:
+    """Return what MONAI's SaveImage names an output by: the suffix alone is dropped, not the last part of ``a.b.c``."""
+    source = str(metadata[ImageMetaKey.FILENAME_OR_OBJ])
+    return {
+        "subject": os.path.join(os.path.dirname(os.path.normpath(source)), output_name(source) + ".nii"),
+        "idx": None,
+    }
+
+
+def images_root(dataset_dir: PathLike) -> str:
+    """Return the folder relative to which outputs keep their subfolders: of an image, the one it is in."""
+    root = Path(dataset_dir)
+    is_image = root.is_file() or (root.is_dir() and any(_is_dicom(path) for path in root.iterdir() if path.is_file()))
+    return str(root.parent if is_image else root)
+
+
+def find_images(dataset_dir: PathLike, series: str = "") -> list[dict[str, str]]:
+    """Return a list of ``{"image": path}``: a path is an image file or a folder of one DICOM series.
+
+    Args:
+        dataset_dir: an image file (NIfTI, NRRD, MetaImage), a DICOM series folder, or a folder with any of these,
+            subfolders included.
+        series: the series to take from folders that hold several, as named by the error that says so.
+
+    Raises:
+        InputError: if nothing is there or nothing is an image; if a folder holds several DICOM series and none is
+            chosen; if two images in one folder would have outputs of one name.
+    """
+    root = Path(dataset_dir)
+    if not root.exists():
+        raise InputError(f"{root}: no such file or folder; give an image or a folder of images as --dataset_dir")
+    if root.is_file():
+        if not root.name.lower().endswith(IMAGE_SUFFIXES):
+            hint = "give the folder of its DICOM series" if _is_dicom(root) else f"expected {', '.join(IMAGE_SUFFIXES)}"
+            raise InputError(f"{root}: not an image file that can be segmented; {hint}")
+        return [{"image": str(root)}]
+
+    images: list[Path] = []
+    for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        images += [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
+        if any(_is_dicom(path) for path in files):
+            _check_series(folder, series)
+            images.append(folder)
+    if not images:
+        wanted = ", ".join(IMAGE_SUFFIXES)
+        raise InputError(f"{root}: no images found; looked for {wanted} files and folders of DICOM series")
+    taken: dict[Path, Path] = {}
+    for path in images:
+        other = taken.setdefault(path.parent / output_name(path), path)
+        if other != path:
+            raise InputError(f"{path}: its mask would have the same name as that of {other.name}; rename one of them")
+    return [{"image": str(path)} for path in images]
+
+
+def check_image(image: MetaTensor, path: str) -> None:
+    """Raise `InputError` unless ``image``, read from ``path``, is one 3D volume of finite numbers on a proper grid."""
+    shape = tuple(image.shape)
+    if len(shape) != 3 or min(shape) < 2:
+        kind = "2D" if sum(size > 1 for size in shape) < 3 else f"{len(shape)}D"
+        raise InputError(f"{path}: is a {kind} image of shape {shape}; give one 3D volume")
+    if not torch.isfinite(torch.as_tensor(image)).all():
+        raise InputError(f"{path}: has NaN or infinite voxels; replace them (air is -1000 HU) and try again")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: its header gives no voxel size and orientation; write it again with a valid affine")
+
+
+class ScanReader(ImageReader):
+    """Reads NIfTI by nibabel and all else, DICOM series folders included, by ITK; never by one when the other fails.
+
+    Args:
+        series: which series to take from a DICOM folder of several, as `find_images` names them.
+    """
+
+    def __init__(self, series: str = ""):
+        super().__init__()
+        self.nibabel_reader = NibabelReader()
+        self.itk_reader = ITKReader(series_name=series)
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Return True: it takes what `find_images` finds."""
+        return True
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        """Return the image object of the library that reads ``data``."""
+        path = str(ensure_tuple(data)[0]).lower()
+        return (self.nibabel_reader if path.endswith(NIFTI_SUFFIXES) else self.itk_reader).read(data, **kwargs)
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
+        """Return the voxels ``(X, Y, Z)`` and the metadata, affine to RAS mm included."""
+        is_nifti = isinstance(ensure_tuple(img)[0], nib.spatialimages.SpatialImage)
+        return (self.nibabel_reader if is_nifti else self.itk_reader).get_data(img)
+
+
+class InputDataset(Dataset):
+    """MONAI's dataset, which also says in one line which image cannot be read, or is no 3D volume of numbers.
+
+    Args:
+        data: list of ``{"image": path}``.
+        transform: a ``Compose`` whose first transform loads the image.
+    """
+
+    def _transform(self, index: int) -> Mapping[str, Any]:
+        item = self.data[index]
+        path = item["image"]
+        try:
+            loaded = self.transform(item, end=1)
+        except Exception as error:  # whatever a reader of any format raises on a damaged file
+            raise InputError(f"{path}: cannot be read, it is damaged or incomplete; copy or export it again") from error
+        check_image(loaded["image"], path)
+        return self.transform(loaded, start=1)
+
+
+class GridWriter(NibabelWriter):
+    """Writes NIfTI masks that lie exactly on their image's grid, and appears under its name only when complete.
+
+    If the image is NIfTI, the mask has its header: affine to the bit, sform and qform with their codes, units.
+    """
+
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write the data given so far to ``filename``, which ends in ``.nii`` or ``.nii.gz``."""
+        with written_whole(filename) as temporary:
+            if self.source_header is None:
+                super().write(temporary, verbose=verbose, **kwargs)
+            else:
+                data = np.asarray(self.data_obj, dtype=self.output_dtype)
+                header = self.source_header.copy()
+                header.set_data_dtype(data.dtype)
+                header.set_slope_inter(1, 0)
+                header["cal_min"] = header["cal_max"] = 0
+                nib.save(type(self.source_image)(data, self.source_image.affine, header), temporary)
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
+        """Take the grid from the metadata, as MONAI's writer does, and the header from the file that it names."""
+        super().set_metadata(meta_dict, resample, **options)
+        source = str((meta_dict or {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))
+        self.source_image = nib.load(source) if source.endswith(NIFTI_SUFFIXES) and os.path.isfile(source) else None
+        self.source_header = None
+        if self.source_image is not None and self.source_image.shape == np.shape(self.data_obj)[:3]:
+            self.source_header = self.source_image.header
+
+
+class CaseReports:
+    """After each image of an inference: volumes in ml (``volumes.csv``, ``volumes.json``) and a preview picture.
+
+    Args:
+        output_dir: where the tables are written; previews lie beside the masks.
+        class_names: of all classes, background first.
+        reader: to read the image again for its preview.
+        preview: whether pictures are made.
+    """
+
+    def __init__(self, output_dir: PathLike, class_names: Sequence[str], reader: ImageReader, preview: bool = True):
+        self.output_dir = Path(output_dir)
+        self.class_names = tuple(class_names)
+        self.load_image = LoadImage(reader=reader, image_only=True)
+        self.preview = preview
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Report on every image of the evaluator ``engine``."""
+        engine.add_event_handler(Events.STARTED, lambda: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Add the images of this iteration to the tables, and draw them."""
+        for output in engine.state.output:
+            mask: MetaTensor = output["pred"]
+            source = str(mask.meta[ImageMetaKey.FILENAME_OR_OBJ])
+            mask_path = Path(mask.meta["saved_to"])
+            classes = torch.as_tensor(mask)[0]
+            voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
+            row: dict[str, Any] = {"image": source, "mask": str(mask_path)}
+            for index, name in enumerate(self.class_names[1:], start=1):
+                voxels = int((classes == index).sum())
+                row |= {f"{name}_voxels": voxels, f"{name}_ml": round(voxels * voxel_ml, 3)}
+            self.rows.append(row)
+            write_table(self.output_dir / "volumes.csv", self.rows)
+            with written_whole(self.output_dir / "volumes.json") as path:
+                path.write_text(json.dumps(self.rows, indent=2) + "\n", encoding="utf-8")
+            volumes = ", ".join(f"{name} {row[f'{name}_ml']:.0f} ml" for name in self.class_names[1:])
+            logger.info("%s: %s -> %s", source, volumes, mask_path)
+            if self.preview:
+                image = self.load_image(source)
+                picture = mask_path.with_name(f"{output_name(mask_path)}.png")
+                title = f"{output_name(source)}: {volumes}"
+                draw_preview(image, classes, mask.affine, self.class_names, picture, title)

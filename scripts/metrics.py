@@ -1,0 +1,173 @@
+"""How good a segmentation is: the paper's six measures (Sec. 4.3, Eq. 20-25) by their true definitions, and more.
+
+The paper's tables head two columns with other names than what its release computed: its "precision" is sensitivity,
+TP / (TP + FN), and its "specificity" is the negative predictive value, TN / (TN + FN). Here both have their names.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from ignite.exceptions import NotComputableError
+from ignite.metrics import Metric
+from monai.data import MetaTensor
+from monai.metrics import (
+    compute_average_surface_distance,
+    compute_confusion_matrix_metric,
+    compute_hausdorff_distance,
+    get_confusion_matrix,
+)
+from monai.utils import ImageMetaKey
+from torch import Tensor
+
+# name of ours → MONAI's, of the measures that follow from the four counts of a confusion matrix
+OVERLAP_METRICS = {
+    "dice": "f1 score",  # Eq. 20
+    "accuracy": "accuracy",  # Eq. 21
+    "precision": "precision",  # Eq. 22
+    "specificity": "specificity",  # Eq. 23
+    "iou": "threat score",  # Eq. 24
+    "mcc": "matthews correlation coefficient",  # Eq. 25
+    "sensitivity": "sensitivity",
+    "npv": "negative predictive value",
+}
+SURFACE_METRICS = ("hd95_mm", "assd_mm")
+
+
+def overlap_metrics(pred: Tensor, label: Tensor) -> dict[str, float]:
+    """Return every measure of `OVERLAP_METRICS` of two boolean masks of one shape; NaN where it divides by zero."""
+    confusion = get_confusion_matrix(pred[None, None].byte(), label[None, None].byte()).double()
+    return {
+        name: float(compute_confusion_matrix_metric(monai_name, confusion))
+        for name, monai_name in OVERLAP_METRICS.items()
+    }
+
+
+def surface_metrics(pred: Tensor, label: Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Return the 95th percentile of the Hausdorff distance and the average symmetric surface distance, in mm.
+
+    NaN if either mask is empty: there is no distance to a surface that does not exist.
+
+    Args:
+        pred: boolean mask ``(H, W, D)``.
+        label: boolean mask of the same shape.
+        spacing_mm: size of a voxel along each axis.
+    """
+    if not pred.any() or not label.any():
+        return dict.fromkeys(SURFACE_METRICS, math.nan)
+    masks = {"y_pred": pred[None, None], "y": label[None, None], "include_background": True}
+    spacing = [float(size) for size in spacing_mm]
+    hd95 = compute_hausdorff_distance(**masks, percentile=95, spacing=spacing)
+    assd = compute_average_surface_distance(**masks, symmetric=True, spacing=spacing)
+    return {"hd95_mm": float(hd95), "assd_mm": float(assd)}
+
+
+def summarize(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row per metric: mean, standard deviation (n - 1), median, minimum, maximum, and how many are defined.
+
+    Undefined (NaN) values are left out; with none left all are NaN and ``cases`` is 0.
+    """
+    summary = []
+    for metric in metrics:
+        values = np.array([row[metric] for row in rows], dtype=float)
+        values = values[~np.isnan(values)]
+        statistics = {
+            "mean": values.mean() if values.size else math.nan,
+            "sd": values.std(ddof=1) if values.size > 1 else math.nan,
+            "median": np.median(values) if values.size else math.nan,
+            "minimum": values.min(initial=math.inf) if values.size else math.nan,
+            "maximum": values.max(initial=-math.inf) if values.size else math.nan,
+        }
+        summary.append(
+            {"metric": metric, "cases": int(values.size)} | {name: float(value) for name, value in statistics.items()}
+        )
+    return summary
+
+
+class SegmentationMetrics(Metric):
+    """Every measure of every case and class, as an Ignite metric.
+
+    Attached as ``name``, it puts into ``engine.state.metrics`` the mean of each measure over cases and foreground
+    classes under the measure's name (with several foreground classes also ``measure_class``), and into
+    ``engine.state.metric_details[name]`` its `rows`.
+
+    `update` takes (predictions, labels): lists of class indices ``(1, H, W, D)``, as MONAI's engines decollate them.
+    Cases are named by the file that the label's metadata names; spacing comes from there too, else it is 1 mm.
+
+    Args:
+        class_names: of all classes, background first.
+        surface: also measure surface distances (seconds for a large volume).
+        output_transform: from the engine's output to the two lists.
+    """
+
+    def __init__(
+        self, class_names: Sequence[str], surface: bool = True, output_transform: Callable = lambda output: output
+    ):
+        self.foreground = list(enumerate(class_names))[1:]
+        self.surface = surface
+        super().__init__(output_transform)
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self.rows: list[dict[str, Any]] = []
+
+    def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
+        """Measure each case of a batch.
+
+        Raises:
+            ValueError: if a prediction and its label differ in shape.
+        """
+        for pred, label in zip(*output, strict=True):
+            if pred.shape != label.shape:
+                raise ValueError(f"prediction has shape {tuple(pred.shape)}, its label {tuple(label.shape)}")
+            spacing_mm = label.pixdim.tolist() if isinstance(label, MetaTensor) else [1.0, 1.0, 1.0]
+            case = _case_name(label, default=f"case-{len(self.rows) // len(self.foreground)}")
+            pred_classes, label_classes = (torch.as_tensor(mask)[0].detach() for mask in (pred, label))
+            for index, class_name in self.foreground:
+                self.rows.append(
+                    {"case": case, "class": class_name}
+                    | self._measure(pred_classes == index, label_classes == index, spacing_mm)
+                )
+
+    def _measure(self, pred: Tensor, label: Tensor, spacing_mm: list[float]) -> dict[str, float]:
+        voxel_ml = math.prod(spacing_mm) / 1000
+        measures = overlap_metrics(pred, label)
+        if self.surface:
+            measures |= surface_metrics(pred, label, spacing_mm)
+        return measures | {
+            "volume_ml": float(pred.sum()) * voxel_ml,
+            "reference_volume_ml": float(label.sum()) * voxel_ml,
+        }
+
+    def compute(self) -> dict[str, float]:
+        """Return the means described above.
+
+        Raises:
+            NotComputableError: before any case was measured.
+        """
+        if not self.rows:
+            raise NotComputableError("no case was measured")
+        metrics = [*OVERLAP_METRICS, *(SURFACE_METRICS if self.surface else ())]
+        means = {row["metric"]: row["mean"] for row in summarize(self.rows, metrics)}
+        if len(self.foreground) > 1:
+            for _, class_name in self.foreground:
+                of_class = [row for row in self.rows if row["class"] == class_name]
+                means |= {f"{row['metric']}_{class_name}": row["mean"] for row in summarize(of_class, metrics)}
+        return means
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Put the means and the rows into the engine's state."""
+        engine.state.metrics.update(self.compute())
+        if hasattr(engine.state, "metric_details"):
+            engine.state.metric_details[name] = list(self.rows)
+
+
+def _case_name(label: Tensor, default: str) -> str:
+    if not isinstance(label, MetaTensor) or ImageMetaKey.FILENAME_OR_OBJ not in label.meta:
+        return default
+    name = os.path.basename(str(label.meta[ImageMetaKey.FILENAME_OR_OBJ]))
+    return name.removesuffix(".gz").removesuffix(".nii")

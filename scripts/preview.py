@@ -1,0 +1,115 @@
+"""How a segmented scan is shown: three planes through its middle, outlined, as a radiologist expects to see them."""
+
+import os
+from collections.abc import Sequence
+
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
+from scipy import ndimage
+
+from scripts.files import written_whole
+
+WINDOW_HU = (-160.0, 240.0)  # abdominal window: level 40, width 400
+AIR_HU = -500.0
+CLASS_COLORS = ("#ff4040", "#ffd000", "#40c0ff")  # first, second, third foreground class
+BORDERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # at the left, right, top, bottom border
+
+
+def _ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the volume with its axes flipped and swapped to the closest of RAS, and the size of its voxels in mm."""
+    image = nib.as_closest_canonical(nib.Nifti1Image(volume, affine))
+    return np.asanyarray(image.dataobj), np.array(image.header.get_zooms())
+
+
+def _planes(volume: np.ndarray, center: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return the axial, coronal and sagittal plane of an RAS volume, rows downwards, patient's right at the left."""
+    x, y, z = center
+    return {
+        "axial": volume[::-1, ::-1, z].T,
+        "coronal": volume[::-1, y, ::-1].T,
+        "sagittal": volume[x, ::-1, ::-1].T,
+    }
+
+
+def middle_of(mask: np.ndarray) -> tuple[int, int, int]:
+    """Return the voxel whose three planes show most of a boolean mask; the middle of the volume if it is empty."""
+    if not mask.any():
+        return tuple(size // 2 for size in mask.shape)
+    return tuple(int(np.argmax(mask.sum(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3))
+
+
+def _body_box(image: np.ndarray) -> tuple[slice, ...]:
+    """Return the box of what is no air, 5 voxels larger on every side; the whole volume if all is air."""
+    boxes = ndimage.find_objects((image > AIR_HU).astype(np.uint8))
+    if not boxes:
+        return tuple(slice(0, size) for size in image.shape)
+    return tuple(slice(max(axis.start - 5, 0), axis.stop + 5) for axis in boxes[0])
+
+
+def draw_preview(
+    image: ArrayLike,
+    mask: ArrayLike,
+    affine: ArrayLike,
+    class_names: Sequence[str],
+    path: str | os.PathLike,
+    title: str = "",
+) -> None:
+    """Write a PNG with the axial, coronal and sagittal plane of a CT, the outline of each class on it.
+
+    The planes are those that show most of the foreground; axial as seen from the feet. Air around the body is cut off.
+
+    Args:
+        image: HU ``(X, Y, Z)``.
+        mask: class indices of the same shape.
+        affine: voxel → RAS mm, 4 × 4. Of oblique grids the closest orthogonal view is drawn.
+        class_names: of all classes, background first.
+        path: of the PNG.
+        title: above the picture.
+    """
+    image, spacing_mm = _ras(np.asarray(image, dtype=np.float32), np.asarray(affine))
+    mask, _ = _ras(np.asarray(mask, dtype=np.uint8), np.asarray(affine))
+    box = _body_box(image)
+    image, mask = image[box], mask[box]
+    center = middle_of(mask > 0)
+    image_planes, mask_planes = _planes(image, center), _planes(mask, center)
+    width_mm, depth_mm, height_mm = np.array(image.shape) * spacing_mm
+    sizes_mm = {"axial": (width_mm, depth_mm), "coronal": (width_mm, height_mm), "sagittal": (depth_mm, height_mm)}
+
+    figure = Figure(figsize=(14, 7), facecolor="black", layout="constrained")
+    layout = [["axial", "coronal"], ["axial", "sagittal"]]
+    axes = figure.subplot_mosaic(layout, width_ratios=[1.2, 1])
+    for plane, axis in axes.items():
+        _draw_plane(axis, image_planes[plane], mask_planes[plane], sizes_mm[plane], len(class_names))
+        for letter, (x, y) in zip(BORDERS[plane], ((0, 0.5), (1, 0.5), (0.5, 1), (0.5, 0)), strict=True):
+            offset_points = (np.array([x, y]) - 0.5) * 28
+            place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "center"}
+            axis.annotate(letter, (x, y), offset_points, color="white", fontsize=12, **place)
+    figure.suptitle(title, color="white", fontsize=14)
+    outlines = [Line2D([], [], color=_color(index), label=name) for index, name in enumerate(class_names) if index]
+    figure.legend(handles=outlines, loc="outside lower center", ncols=len(outlines), labelcolor="white", frameon=False)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=100, facecolor="black")
+
+
+def _color(class_index: int) -> str:
+    return CLASS_COLORS[(class_index - 1) % len(CLASS_COLORS)]
+
+
+def _draw_plane(
+    axis: Axes, image: np.ndarray, mask: np.ndarray, size_mm: tuple[float, float], num_classes: int
+) -> None:
+    width_mm, height_mm = size_mm
+    low, high = WINDOW_HU
+    extent = (0, width_mm, height_mm, 0)
+    axis.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
+    rows, columns = mask.shape
+    x = (np.arange(columns) + 0.5) * width_mm / columns
+    y = (np.arange(rows) + 0.5) * height_mm / rows
+    for index in range(1, num_classes):
+        if min(mask.shape) > 1 and (mask == index).any():
+            axis.contour(x, y, mask == index, levels=[0.5], colors=_color(index), linewidths=1.2)
+    axis.set_axis_off()
