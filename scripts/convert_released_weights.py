@@ -4,18 +4,15 @@ python -m scripts.convert_released_weights --checkpoint best_model.pth --output 
 """
 
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import fire
 import torch
 from torch import Tensor
 
 from scripts.errors import InputError, report_input_errors
-from scripts.files import written_whole
+from scripts.files import read_checkpoint, written_whole
 from scripts.networks import MPUNet, UNet
 
 # (pattern of a released key, ours; None: a module that no forward pass of the release uses)
@@ -82,20 +79,10 @@ def convert_state_dict(released: Mapping[str, Tensor], network: str = "mpunet") 
 def load_released_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Tensor]:
     """Return the state dict in a released checkpoint, ``{"net": state dict, ...}`` or the state dict alone.
 
-    Nothing in the file is executed (``weights_only=True``).
-
     Raises:
-        InputError: if the file is missing, is no PyTorch file, holds more than tensors, or has no state dict.
+        InputError: if the file cannot be read (see `scripts.files.read_checkpoint`) or has no state dict.
     """
-    if not Path(checkpoint).is_file():
-        raise InputError(f"{checkpoint}: no such file; give the authors' .pth file as --checkpoint")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{checkpoint}: cannot be read as a PyTorch file of tensors alone, and is not read in any other way, "
-            "since that could execute code; download it again, or save its state dict alone"
-        ) from error
+    content = read_checkpoint(checkpoint)
     state = content.get("net", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{checkpoint}: holds no state dict; expected {{'net': state dict}} or the state dict alone")

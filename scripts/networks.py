@@ -102,8 +102,8 @@ class PositionAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def split_heads(self, projected: Tensor) -> Tensor:
-        """Turn ``(B, heads · width, H, W, D)`` into ``(B, heads, N, width)``."""
-        return projected.flatten(2).unflatten(1, (-1, self.key.out_channels)).transpose(2, 3)
+        """Turn ``(B, heads · width, H, W, D)`` into ``(B, heads, N, width)``, contiguous as fused kernels want it."""
+        return projected.flatten(2).unflatten(1, (-1, self.key.out_channels)).transpose(2, 3).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         value = self.split_heads(self.value(x))

@@ -60,7 +60,8 @@ def draw_preview(
 ) -> None:
     """Write a PNG with the axial, coronal and sagittal plane of a CT, the outline of each class on it.
 
-    The planes are those that show most of the foreground; axial as seen from the feet. Air around the body is cut off.
+    The planes are those that show most of the last class present (the tumour, if any); axial as seen from the feet.
+    Air around the body is cut off.
 
     Args:
         image: HU ``(X, Y, Z)``.
@@ -74,7 +75,7 @@ def draw_preview(
     mask, _ = _ras(np.asarray(mask, dtype=np.uint8), np.asarray(affine))
     box = _body_box(image)
     image, mask = image[box], mask[box]
-    center = middle_of(mask > 0)
+    center = middle_of((mask == mask.max()) & (mask > 0))
     image_planes, mask_planes = _planes(image, center), _planes(mask, center)
     width_mm, depth_mm, height_mm = np.array(image.shape) * spacing_mm
     sizes_mm = {"axial": (width_mm, depth_mm), "coronal": (width_mm, height_mm), "sagittal": (depth_mm, height_mm)}
