@@ -1,0 +1,336 @@
+import csv
+import itertools
+import json
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import run
+
+from scripts.errors import InputError, find_input_error
+from scripts.inference import find_images, output_name
+from tests import ROOT
+
+SPACING_MM = (1.5, 1.5, 1.0)  # of configs/inference.json: nothing is interpolated on such a grid
+BACKGROUND_HU, FOREGROUND_HU = 0, 150
+ORIENTATIONS = [
+    "".join(letters)
+    for axes in itertools.permutations(("RL", "AP", "SI"))
+    for letters in itertools.product(*axes)
+]  # fmt: skip
+
+
+def make_mask(shape):
+    """Return two boxes that no flip, swap or rotation maps onto themselves."""
+    mask = np.zeros(shape, dtype=bool)
+    mask[2:9, 3:6, 4:12] = True
+    mask[12:18, 8:16, 6:8] = True
+    return mask
+
+
+def make_image(mask):
+    rng = np.random.default_rng(0)
+    return (np.where(mask, FOREGROUND_HU, BACKGROUND_HU) + rng.integers(-20, 20, mask.shape)).astype(np.int16)
+
+
+@pytest.fixture(scope="session")
+def empty_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save({}, path)
+    return path
+
+
+@pytest.fixture
+def infer(tmp_path, empty_weights):
+    """Run configs/inference.json with an oracle that finds what is brighter than 75 HU."""
+
+    def infer_folder(dataset_dir, **overrides):
+        settings = {
+            "network_def": {"_target_": "tests.oracle.ThresholdOracle", "threshold": 75 / 200},
+            "bundle_root": str(ROOT),
+            "dataset_dir": str(dataset_dir),
+            "output_dir": str(tmp_path / "out"),
+            "ckpt_path": str(empty_weights),
+            "device": "cpu",
+            "roi_size": [32, 32, 32],
+        }
+        run(config_file=str(ROOT / "configs/inference.json"), **(settings | overrides))
+        return tmp_path / "out"
+
+    return infer_folder
+
+
+def input_error_of(infer, *args, **kwargs):
+    with pytest.raises(Exception) as caught:  # MONAI wraps it in a RuntimeError
+        infer(*args, **kwargs)
+    error = find_input_error(caught.value)
+    assert error is not None, caught.value
+    return str(error)
+
+
+def save_nifti(path, array, affine=None, sform_code=1, qform_code=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(array, np.diag((*SPACING_MM, 1)) if affine is None else affine)
+    image.set_sform(image.affine, sform_code)
+    image.set_qform(image.affine, qform_code)
+    nib.save(image, path)
+    return path
+
+
+def make_oblique_affine():
+    angle = np.deg2rad(20)
+    turn_z = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    turn_x = np.array(
+        [[1, 0, 0], [0, np.cos(angle / 2), -np.sin(angle / 2)], [0, np.sin(angle / 2), np.cos(angle / 2)]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = turn_z @ turn_x @ np.diag(SPACING_MM)
+    affine[:3, 3] = (-40.25, 17.5, 333.125)
+    return affine
+
+
+def test_every_voxel_returns_to_where_it_came_from_in_all_48_axis_orders_and_an_oblique_one(tmp_path, infer):
+    ras_mask = make_mask((24, 20, 16))
+    ras = nib.Nifti1Image(ras_mask.astype(np.uint8), np.diag((*SPACING_MM, 1)) + np.eye(4, k=3) * 7.5)
+    masks = {}
+    for codes in ORIENTATIONS:
+        to = nib.orientations.axcodes2ornt(codes)
+        reoriented = ras.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(ras.affine), to))
+        assert "".join(nib.aff2axcodes(reoriented.affine)) == codes
+        masks[codes] = np.asarray(reoriented.dataobj).astype(bool)
+        save_nifti(tmp_path / "in" / f"{codes}.nii.gz", make_image(masks[codes]), reoriented.affine)
+    masks["oblique"] = ras_mask
+    save_nifti(tmp_path / "in" / "oblique.nii.gz", make_image(ras_mask), make_oblique_affine())
+    assert len(masks) == 49
+
+    out = infer(tmp_path / "in", preview=False)
+    for name, mask in masks.items():
+        image, result = nib.load(tmp_path / "in" / f"{name}.nii.gz"), nib.load(out / f"{name}_seg.nii.gz")
+        assert np.array_equal(result.affine, image.affine), name
+        assert np.array_equal(np.asarray(result.dataobj), mask), name
+
+
+def test_a_mask_that_was_resampled_lies_on_its_image(tmp_path, infer):
+    spacing_mm, shape = np.array([0.8, 0.8, 2.5]), (72, 60, 32)  # the network sees 1.5 x 1.5 x 1 mm
+    positions_mm = np.indices(shape).transpose(1, 2, 3, 0) * spacing_mm
+    radii_mm = np.linalg.norm(positions_mm - (20.3, 24.1, 42.7), axis=-1)
+    mask = radii_mm < 14
+    image = FOREGROUND_HU / (1 + np.exp(radii_mm - 14))  # a ball with a soft border: no rounding to the coarser voxels
+    affine = make_oblique_affine() @ np.diag((*spacing_mm / SPACING_MM, 1))
+    save_nifti(tmp_path / "ct.nii.gz", image.astype(np.float32), affine)
+    oracle = {"_target_": "tests.oracle.ThresholdOracle", "threshold": 75 / 200, "sharpness": 2.0}
+    result = nib.load(infer(tmp_path / "ct.nii.gz", network_def=oracle) / "ct_seg.nii.gz")
+    found = np.asarray(result.dataobj).astype(bool)
+    assert found.shape == mask.shape
+    assert 2 * (found & mask).sum() / (found.sum() + mask.sum()) > 0.97
+    np.testing.assert_allclose(np.argwhere(found).mean(axis=0), np.argwhere(mask).mean(axis=0), atol=0.05)
+
+
+@pytest.mark.parametrize("sform_code, qform_code", [(1, 1), (4, 0), (0, 1), (2, 1)])
+def test_a_nifti_mask_has_the_header_of_its_image(tmp_path, infer, sform_code, qform_code):
+    mask = make_mask((24, 20, 16))
+    image = nib.Nifti1Image(make_image(mask), np.diag((*SPACING_MM, 1)))
+    image.set_sform(image.affine, sform_code)
+    image.set_qform(image.affine, qform_code)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_slope_inter(2, -300)  # stored values differ from HU
+    image.header["descrip"] = b"a scan"
+    image = nib.Nifti1Image(make_image(mask), None, image.header)
+    nib.save(image, tmp_path / "ct.nii")
+    source, result = (
+        nib.load(tmp_path / "ct.nii"),
+        nib.load(infer(tmp_path / "ct.nii", preview=False) / "ct_seg.nii.gz"),
+    )
+    assert (int(result.header["sform_code"]), int(result.header["qform_code"])) == (sform_code, qform_code)
+    for field in ("pixdim", "quatern_b", "qoffset_x", "srow_x", "srow_y", "srow_z", "xyzt_units"):
+        assert np.array_equal(result.header[field], source.header[field]), field
+    assert result.get_data_dtype() == np.uint8
+    assert np.array_equal(np.asarray(result.dataobj), mask)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_each_format_gives_a_mask_on_the_grid_that_itk_reads(tmp_path, infer, suffix):
+    mask = make_mask((24, 20, 16))
+    image = itk.image_from_array(np.ascontiguousarray(make_image(mask).transpose(2, 1, 0)))
+    image.SetSpacing(SPACING_MM)
+    image.SetOrigin((10.5, -20.25, 300.0))
+    image.SetDirection(itk.matrix_from_array(np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])))
+    itk.imwrite(image, str(tmp_path / f"ct{suffix}"))
+    result = itk.imread(str(infer(tmp_path / f"ct{suffix}", preview=False) / "ct_seg.nii.gz"))
+    assert np.array_equal(itk.array_from_image(result).transpose(2, 1, 0), mask)
+    np.testing.assert_allclose(result.GetOrigin(), image.GetOrigin(), atol=1e-5)
+    np.testing.assert_allclose(result.GetSpacing(), image.GetSpacing(), atol=1e-6)
+    np.testing.assert_allclose(
+        itk.array_from_matrix(result.GetDirection()), itk.array_from_matrix(image.GetDirection()), atol=1e-6
+    )
+
+
+def test_volumes_previews_and_probabilities_are_written(tmp_path, infer):
+    mask = make_mask((24, 20, 16))
+    save_nifti(tmp_path / "in" / "a.nii.gz", make_image(mask))
+    save_nifti(tmp_path / "in" / "sub" / "a.nii.gz", make_image(np.zeros_like(mask)))
+    out = infer(tmp_path / "in", probabilities="true")
+    voxels = 7 * 3 * 8 + 6 * 8 * 2
+    with open(out / "volumes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["liver_voxels"]) for row in rows] == [voxels, 0]
+    assert float(rows[0]["liver_ml"]) == pytest.approx(voxels * 1.5 * 1.5 * 1.0 / 1000, abs=1e-3)
+    assert [row["mask"] for row in json.loads((out / "volumes.json").read_text())] == [row["mask"] for row in rows]
+    for folder in (out, out / "sub"):
+        assert (folder / "a_seg.png").stat().st_size > 10_000
+        probability = nib.load(folder / "a_probability.nii.gz")
+        assert probability.get_data_dtype() == np.float32
+        expected = np.asarray(nib.load(folder / "a_seg.nii.gz").dataobj)
+        np.testing.assert_allclose(np.asarray(probability.dataobj), expected, atol=1e-3)
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 8
+
+
+def test_no_preview_and_no_probabilities_are_written_unless_wanted(tmp_path, infer):
+    save_nifti(tmp_path / "a.nii.gz", make_image(make_mask((24, 20, 16))))
+    out = infer(tmp_path / "a.nii.gz", preview="false")
+    assert sorted(path.name for path in out.iterdir()) == ["a_seg.nii.gz", "volumes.csv", "volumes.json"]
+
+
+def test_an_image_of_nothing_but_air_gets_an_empty_mask(tmp_path, infer):
+    save_nifti(tmp_path / "air.nii.gz", np.full((20, 20, 20), -1000, dtype=np.int16))
+    mask = nib.load(infer(tmp_path / "air.nii.gz") / "air_seg.nii.gz")
+    assert mask.shape == (20, 20, 20)
+    assert not np.asarray(mask.dataobj).any()
+
+
+def save_dicom_series(folder, volume_hu, series, spacing_mm=SPACING_MM):
+    """Write ``volume_hu`` (X, Y, Z) as one DICOM file per slice, the files named in reversed order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(volume_hu.shape[2]):
+        image = itk.image_from_array(np.ascontiguousarray(volume_hu[:, :, index].T)[None].astype(np.int16))
+        image.SetSpacing(spacing_mm)
+        image.SetOrigin((0, 0, index * spacing_mm[2]))
+        tags = {
+            "0008|0060": "CT", "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0020|000d": "1.2.826.0.1.3680043.2.1125.1",
+            "0020|000e": f"1.2.826.0.1.3680043.2.1125.2.{series}", "0020|0052": "1.2.826.0.1.3680043.2.1125.3",
+            "0008|0018": f"1.2.826.0.1.3680043.2.1125.4.{series}.{index + 1}", "0020|0013": str(index + 1),
+            "0020|0032": rf"0\0\{index * spacing_mm[2]}", "0020|0037": r"1\0\0\0\1\0",
+            "0008|0021": "20200101", "0018|0050": str(spacing_mm[2]),
+        }  # fmt: skip
+        dictionary = image.GetMetaDataDictionary()
+        for tag, value in tags.items():
+            dictionary[tag] = value
+        gdcm = itk.GDCMImageIO.New()
+        gdcm.KeepOriginalUIDOn()
+        itk.imwrite(image, str(folder / f"{series}-{volume_hu.shape[2] - index:03d}.dcm"), imageio=gdcm)
+
+
+def test_a_dicom_series_gives_a_mask_on_the_grid_that_itk_reads(tmp_path, infer):
+    mask = make_mask((24, 20, 16))
+    save_dicom_series(tmp_path / "study" / "1.2.3", make_image(mask), series=1)
+    save_dicom_series(tmp_path / "study" / "1.2.4", make_image(mask[::-1]), series=2)
+    out = infer(tmp_path / "study", preview=False)
+    for name, expected in (("1.2.3", mask), ("1.2.4", mask[::-1])):
+        source, result = itk.imread(str(tmp_path / "study" / name)), itk.imread(str(out / f"{name}_seg.nii.gz"))
+        assert np.array_equal(itk.array_from_image(result).transpose(2, 1, 0), expected)
+        np.testing.assert_allclose(result.GetOrigin(), source.GetOrigin(), atol=1e-5)
+        np.testing.assert_allclose(result.GetSpacing(), source.GetSpacing(), atol=1e-6)
+
+
+def test_a_dicom_folder_given_itself_is_one_image_beside_whose_name_outputs_are_named(tmp_path, infer):
+    save_dicom_series(tmp_path / "series", make_image(make_mask((24, 20, 16))), series=1)
+    out = infer(tmp_path / "series", preview=False)
+    assert (out / "series_seg.nii.gz").is_file()
+
+
+def test_a_dicom_folder_of_two_series_is_refused_unless_one_is_chosen(tmp_path, infer):
+    mask = make_mask((24, 20, 16))
+    save_dicom_series(tmp_path / "mixed", make_image(mask), series=1)
+    save_dicom_series(tmp_path / "mixed", make_image(mask[:, :, ::-1])[:, :, :12], series=2)
+    message = input_error_of(infer, tmp_path / "mixed")
+    assert "mixed: holds 2 DICOM series; choose one by --series: " in message
+    assert not (tmp_path / "out").exists()
+    chosen = next(word for word in message.split("--series: ")[1].split(", ") if "(12 files)" in word).split(" ")[0]
+    result = nib.load(infer(tmp_path / "mixed", series=chosen, preview=False) / "mixed_seg.nii.gz")
+    assert result.shape == (24, 20, 12)
+    assert "has no DICOM series 9.9; it has " in input_error_of(infer, tmp_path / "mixed", series="9.9")
+
+
+def truncated(path):
+    save_nifti(path, np.random.default_rng(0).integers(-100, 100, (40, 40, 40)).astype(np.int16))
+    path.write_bytes(path.read_bytes()[:5000])
+    return path
+
+
+def with_nan(path):
+    array = make_image(make_mask((24, 20, 16))).astype(np.float32)
+    array[3, 4, 5] = np.nan
+    return save_nifti(path, array)
+
+
+BAD_IMAGES = {
+    "a truncated file": (truncated, r"ct.nii.gz: cannot be read, it is damaged or incomplete; copy or export it again"),
+    "a 2D image": (lambda p: save_nifti(p, np.zeros((30, 30), np.int16)), "ct.nii.gz: is a 2D image of shape (30, 30)"),
+    "one slice": (lambda p: save_nifti(p, np.zeros((30, 30, 1), np.int16)), "ct.nii.gz: is a 2D image of shape"),
+    "a 4D image": (
+        lambda p: save_nifti(p, np.zeros((9, 9, 9, 3), np.int16)),
+        "ct.nii.gz: is a 4D image of shape (9, 9, 9, 3); give one 3D volume",
+    ),
+    "NaN voxels": (with_nan, "ct.nii.gz: has NaN or infinite voxels; replace them (air is -1000 HU)"),
+    "text": (lambda p: p.write_text("hello"), "ct.nii.gz: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_bad_image_is_named_and_leaves_nothing_behind(tmp_path, infer, kind):
+    make, expected = BAD_IMAGES[kind]
+    make(tmp_path / "ct.nii.gz")
+    assert expected in input_error_of(infer, tmp_path / "ct.nii.gz")
+    assert not list((tmp_path / "out").glob("*.nii*")) if (tmp_path / "out").exists() else True
+
+
+def test_missing_inputs_and_weights_are_named(tmp_path, infer):
+    assert "nowhere: no such file or folder; give an image" in input_error_of(infer, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "empty: no images found; looked for .nii, .nii.gz, .nrrd" in input_error_of(infer, tmp_path / "empty")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "notes.txt: not an image file that can be segmented" in input_error_of(infer, tmp_path / "notes.txt")
+    save_nifti(tmp_path / "ct.nii.gz", make_image(make_mask((24, 20, 16))))
+    message = input_error_of(infer, tmp_path / "ct.nii.gz", ckpt_path=str(tmp_path / "model.pt"))
+    assert "model.pt: no such file; train first, convert released weights to it, or give other weights" in message
+
+
+def test_images_whose_masks_would_overwrite_each_other_are_refused(tmp_path):
+    for name in ("ct.nii.gz", "ct.mha"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"ct\.nii\.gz: its mask would have the same name as that of ct\.mha"):
+        find_images(tmp_path)
+
+
+def test_images_are_found_in_subfolders_and_hidden_files_are_not(tmp_path):
+    for name in ("b.nii", "a/c.MHA", "a/.hidden.nii", "a/notes.txt", "._b.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == [{"image": str(tmp_path / "b.nii")}, {"image": str(tmp_path / "a/c.MHA")}]
+
+
+@pytest.mark.parametrize(
+    "path, name", [("x/ct.nii.gz", "ct"), ("ct.1.nii", "ct.1"), ("x/1.2.840/", "1.2.840"), ("CT.MHA", "CT")]
+)
+def test_outputs_are_named_by_the_image_without_its_suffix_alone(path, name):
+    assert output_name(path) == name
+
+
+REAL_CT = ROOT.parent / "shared/data/real_abdominal_ct"
+
+
+@pytest.mark.skipif(not REAL_CT.is_dir(), reason="the real series is not part of the bundle")
+def test_a_real_compressed_dicom_series_gives_a_mask_on_exactly_its_grid(infer):
+    out = infer(REAL_CT / "dicom", roi_size=[160, 160, 64])
+    source, result = itk.imread(str(REAL_CT / "dicom")), itk.imread(str(out / "dicom_seg.nii.gz"))
+    assert result.GetLargestPossibleRegion().GetSize() == source.GetLargestPossibleRegion().GetSize()
+    np.testing.assert_allclose(result.GetOrigin(), source.GetOrigin(), atol=1e-4)
+    np.testing.assert_allclose(result.GetSpacing(), source.GetSpacing(), atol=1e-6)
+    np.testing.assert_allclose(
+        itk.array_from_matrix(result.GetDirection()), itk.array_from_matrix(source.GetDirection()), atol=1e-6
+    )
+    bright = itk.array_from_image(source) > 75
+    found = itk.array_from_image(result).astype(bool)
+    assert 2 * (bright & found).sum() / (bright.sum() + found.sum()) > 0.85  # noise is smoothed by resampling
