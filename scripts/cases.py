@@ -1,0 +1,361 @@
+"""Which cases are there, and is each of them fit for use?
+
+Reads a LiTS folder or an MSD ``Task03_Liver`` folder as downloaded, or a MONAI datalist JSON, and checks every case.
+"""
+
+import gzip
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+
+from scripts.errors import InputError
+
+SECTIONS = ("training", "validation", "test")
+PAPER_MIN_SLICES = 48
+
+LITS_NAME = re.compile(r"(volume|segmentation)-(\d+)\.nii(\.gz)?")
+LITS_CASE = re.compile(r"(?:volume-|liver_)(\d+)")  # MSD kept the numbers of LiTS
+IRCADB_CASES = range(28, 48)  # 3D-IRCADb scans, released in LiTS without their spacing
+SHIFTED_LABEL_CASES = (54,)
+
+IN_PLANE_SPACING_MM = (0.2, 10.0)
+SLICE_SPACING_MM = (0.2, 15.0)
+AIR_HU = -200.0  # every CT has voxels below this: air, lung, or the padding around the field of view
+SOFT_TISSUE_HU = (-100.0, 200.0)
+LIVER_MEDIAN_HU = (-50.0, 300.0)
+LIVER_FRACTION = (0.001, 0.5)  # of all voxels
+GRID_TOLERANCE = 0.05  # of a voxel: above a header's rounding, far below what a label would show
+
+
+def absolute(path: str | os.PathLike) -> Path:
+    """Return ``path`` from the root, without ``~`` and ``..``."""
+    return Path(os.path.abspath(os.path.expanduser(str(path))))
+
+
+def natural_key(name: str) -> list[str | int]:
+    """Return a key that sorts volume-2 before volume-10."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in ``file``. Raises `InputError` if it cannot be read or holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: must hold a JSON object with a 'training' list")
+    return content
+
+
+class Case(NamedTuple):
+    """One scan and its label; ``section`` is set where the user's own datalist says where the case belongs."""
+
+    name: str
+    image: str
+    label: str
+    section: str | None = None
+
+
+def _find_lits_cases(root: Path) -> list[Case]:
+    found: dict[str, dict[int, Path]] = {"volume": {}, "segmentation": {}}
+    for folder, _, files in os.walk(root, followlinks=True):
+        for match in filter(None, map(LITS_NAME.fullmatch, files)):
+            kind, number, path = match[1], int(match[2]), Path(folder, match[0])
+            if number in found[kind]:
+                raise InputError(f"{path}: {kind} {number} is also {found[kind][number]}; remove one of the two")
+            found[kind][number] = path
+    volumes, segmentations = found["volume"], found["segmentation"]
+    if not volumes and not segmentations:
+        raise InputError(
+            f"{root}: no cases found; looked for volume-N.nii[.gz] with segmentation-N.nii[.gz] in it and its "
+            "subfolders (LiTS) and for dataset.json (MSD Task03_Liver); for a datalist of another name, give its path"
+        )
+    for kind, numbers, partners in (("segmentation", volumes, segmentations), ("volume", segmentations, volumes)):
+        alone = sorted(numbers.keys() - partners.keys())
+        if alone:
+            path = numbers[alone[0]]
+            others = f" (as have {len(alone) - 1} more)" if len(alone) > 1 else ""
+            raise InputError(f"{path}: has no {kind}-{alone[0]}.nii[.gz]{others}; add it, or remove this file")
+    return [Case(f"volume-{n}", str(volumes[n]), str(segmentations[n])) for n in sorted(volumes)]
+
+
+def _name_images(images: list[str]) -> list[str]:
+    """Name images by their files, or, where files of several folders share a name, by their paths."""
+    names = [re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(image)) for image in images]
+    if len(set(names)) < len(names):
+        shared = os.path.commonpath([os.path.dirname(image) for image in images])
+        names = [Path(os.path.relpath(image, shared)).as_posix() for image in images]
+    return names
+
+
+def _find_datalist_cases(datalist_file: Path) -> list[Case]:
+    datalist = read_json(datalist_file)
+    sections = {section: datalist.get(section) or [] for section in SECTIONS}
+    if not all(isinstance(items, list) for items in sections.values()) or not sections["training"]:
+        raise InputError(f"{datalist_file}: has no 'training' list; give a MONAI datalist or MSD's dataset.json")
+    sections["test"] = [item for item in sections["test"] if isinstance(item, dict) and item.get("label")]
+    if sections["test"] and not sections["validation"]:
+        raise InputError(f"{datalist_file}: has labelled 'test' cases but no 'validation'; add it, or take 'test' out")
+
+    pairs: dict[str, tuple[str, str | None]] = {}
+    for section, items in sections.items():
+        for index, item in enumerate(items):
+            where = f"{datalist_file}: {section}[{index}]"
+            files = [item.get(key) if isinstance(item, dict) else None for key in ("image", "label")]
+            if not all(isinstance(file, str) and file for file in files):
+                raise InputError(f"{where} must give one path each as 'image' and 'label'")
+            image, label = (os.path.abspath(datalist_file.parent / file) for file in files)
+            if image in pairs:
+                raise InputError(f"{where} lists {image} a second time; remove one of the two")
+            if not os.path.basename(image).startswith("._"):  # what macOS leaves in archives
+                pairs[image] = (label, section if sections["validation"] else None)
+    if not pairs:
+        raise InputError(f"{datalist_file}: lists no cases")
+    cases = [Case(name, image, *pairs[image]) for image, name in zip(pairs, _name_images(list(pairs)), strict=True)]
+    return sorted(cases, key=lambda case: natural_key(case.name))
+
+
+def find_cases(dataset_dir: str | os.PathLike) -> list[Case]:
+    """List the cases of a LiTS folder, an MSD ``Task03_Liver`` folder or a MONAI datalist JSON, without opening them.
+
+    Args:
+        dataset_dir: a folder with a ``dataset.json`` (MSD's, or any MONAI datalist), or with ``volume-N.nii[.gz]`` and
+            ``segmentation-N.nii[.gz]`` anywhere below it, or a datalist JSON itself. A datalist with a ``validation``
+            list keeps its own split. Unlabelled ``test`` items (MSD's) are not cases.
+
+    Returns:
+        Cases with absolute paths, sorted by name and number.
+
+    Raises:
+        InputError: nothing is there, a file lacks its partner, or a case is there twice.
+    """
+    root = absolute(dataset_dir)
+    if not root.exists():
+        raise InputError(f"{root}: does not exist; give an existing folder or datalist JSON as --dataset_dir")
+    if root.is_file():
+        return _find_datalist_cases(root)
+    if (root / "dataset.json").is_file():
+        return _find_datalist_cases(root / "dataset.json")
+    return _find_lits_cases(root)
+
+
+class Finding(NamedTuple):
+    """What is remarkable about one file; ``severity`` is "error" (unusable), "dropped" (left out) or "warning"."""
+
+    severity: str
+    file: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {os.path.basename(self.file)}: {self.reason}"
+
+
+class CaseReport(NamedTuple):
+    """What checking one case has shown; what could not be measured is None or NaN.
+
+    ``slices`` counts along the axis closest to head-foot, ``spacing_mm`` follows the array's axes, and ``liver_ml``
+    includes ``tumor_ml``.
+    """
+
+    case: Case
+    findings: tuple[Finding, ...]
+    slices: int | None = None
+    spacing_mm: tuple[float, ...] = (math.nan,) * 3
+    liver_ml: float = math.nan
+    tumor_ml: float = math.nan
+
+    @property
+    def status(self) -> str:
+        """One of "bad", "dropped" and "ok"."""
+        severities = {finding.severity for finding in self.findings}
+        return "bad" if "error" in severities else "dropped" if "dropped" in severities else "ok"
+
+
+class Volume(NamedTuple):
+    """One file's voxels (H, W, D), integers or float32, their (4, 4) RAS affine, and what is odd about the header."""
+
+    array: np.ndarray
+    affine: np.ndarray
+    warnings: tuple[str, ...] = ()
+
+
+def _measure_shift_mm(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Return how far apart two affines place a voxel of a (H, W, D) grid at most; 0 where rounding explains it."""
+    corners = list(itertools.product(*[(0, size - 1) for size in shape]))  # no voxel is further off than one of them
+    shift_mm = np.linalg.norm(nib.affines.apply_affine(affine - other, corners), axis=1).max()
+    return float(shift_mm) if shift_mm > GRID_TOLERANCE * nib.affines.voxel_sizes(affine).min() else 0.0
+
+
+def _read_nifti(file: str) -> Volume:
+    nifti = nib.load(file, mmap=False)  # a mapped file that shrinks would end the program
+    proxy, dtype = nifti.dataobj, nifti.get_data_dtype()
+    # A CT is hundreds of megabytes: integers stay as stored, and nothing becomes float64.
+    keep = dtype.kind not in "iuf" or (dtype.kind in "iu" and (proxy.slope, proxy.inter) == (1, 0))
+    array = np.asanyarray(proxy) if keep else np.asanyarray(proxy, dtype=np.float32)
+    if file.endswith(".gz"):  # nibabel stops at the last voxel, before the checksum of the whole
+        with gzip.open(file) as stream:
+            while stream.read(2**24):
+                pass
+    header, warnings = nifti.header, []
+    forms = [affine for affine, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    if not forms:
+        warnings.append("its header says no orientation (neither sform nor qform is set)")
+    elif len(forms) == 2 and array.ndim == 3 and (shift_mm := _measure_shift_mm(*forms, array.shape)):
+        warnings.append(f"its sform and qform disagree by up to {shift_mm:.3g} mm; the sform is used")
+    return Volume(array, nifti.affine, tuple(warnings))
+
+
+def _read_volume(file: str) -> Volume:
+    """Read one 3D file, NIfTI by nibabel and others by MONAI; raise `ValueError` with the reason if it is unusable."""
+    if not os.path.exists(file):
+        raise ValueError("does not exist")
+    try:
+        if file.endswith((".nii", ".nii.gz")):
+            volume = _read_nifti(file)
+        else:
+            from monai.transforms import LoadImage  # takes seconds to import, and data as downloaded never need it
+
+            image = LoadImage(image_only=True)(file)
+            volume = Volume(image.numpy(), image.affine.numpy())
+    except Exception as error:  # the readers raise whatever a broken file makes them run into
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot be read ({type(error).__name__}: {reason}); download or copy it again") from error
+    array, affine = volume.array, volume.affine
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"has voxels of type {array.dtype}; save it with one real number per voxel")
+    if array.ndim != 3 or array.size == 0:
+        raise ValueError(f"has shape {array.shape}; it must be one 3D volume")
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise ValueError("has a singular affine, so no spacing or orientation; repair its header")
+    if not (np.isfinite(array.min()) and np.isfinite(array.max())):  # NaN and infinity both reach one of the two
+        raise ValueError("has voxels that are NaN or infinite; replace them")
+    return volume
+
+
+def _find_spacing_errors(spacing_mm: np.ndarray, slice_axis: int) -> Iterable[str]:
+    for axis, value_mm in enumerate(spacing_mm):
+        low_mm, high_mm = SLICE_SPACING_MM if axis == slice_axis else IN_PLANE_SPACING_MM
+        if not low_mm <= value_mm <= high_mm:
+            where = "between slices" if axis == slice_axis else "in plane"
+            yield f"its spacing {where} is {value_mm:g} mm, not {low_mm:g} to {high_mm:g} mm; repair its header"
+
+
+def _find_hu_errors(image: np.ndarray) -> Iterable[str]:
+    low_hu, high_hu = SOFT_TISSUE_HU
+    minimum, maximum = float(image.min()), float(image.max())
+    if minimum == maximum:
+        yield f"every voxel is {minimum:g}; it holds no scan"
+    elif minimum >= AIR_HU:
+        yield (
+            f"no voxel is under {AIR_HU:g} HU (they are {minimum:g} to {maximum:g}); it looks like HU + 1024, "
+            "windowed, or not CT: convert it to HU"
+        )
+    elif not ((image >= low_hu) & (image <= high_hu)).any():
+        yield f"no voxel is soft tissue ({low_hu:g} to {high_hu:g} HU); convert it to HU"
+
+
+def _turn_to_match(label: Volume, image: Volume) -> Volume:
+    """Return ``label`` with its axes in the order and direction of its image's; every voxel stays where it is."""
+    turn = nib.io_orientation(np.linalg.inv(image.affine) @ label.affine)  # from the label's voxels to the image's
+    affine = label.affine @ nib.orientations.inv_ornt_aff(turn, label.array.shape)
+    return label._replace(array=nib.apply_orientation(label.array, turn), affine=affine)
+
+
+def _find_grid_errors(image: Volume, label: Volume) -> Iterable[str]:
+    shape, label_shape = image.array.shape, label.array.shape
+    if shape != label_shape:
+        yield f"has shape {label_shape} along its image's axes, not {shape}; they must share one grid"
+    elif shift_mm := _measure_shift_mm(image.affine, label.affine, shape):
+        yield (
+            f"its affine differs from its image's by up to {shift_mm:.3g} mm; resample it to the image's grid, or, "
+            "if the voxels do correspond, copy the image's header to it"
+        )
+
+
+def _find_label_errors(label: np.ndarray, known_voxels: int) -> Iterable[str]:
+    if known_voxels < label.size:
+        others = np.setdiff1d(label, (0, 1, 2))
+        listed = ", ".join(f"{value:g}" for value in others[:5]) + (", ..." if len(others) > 5 else "")
+        yield f"has label values other than 0, 1 and 2: {listed}"
+
+
+def _find_label_doubts(image: np.ndarray, label: np.ndarray) -> Iterable[str]:
+    liver_hu = image[label > 0]
+    if liver_hu.size == 0:
+        yield "is empty: no liver and no tumour"
+        return
+    fraction, median_hu = liver_hu.size / label.size, float(np.median(liver_hu))
+    if not LIVER_FRACTION[0] <= fraction <= LIVER_FRACTION[1]:
+        yield f"the liver fills {fraction:.2%} of the volume"
+    if not LIVER_MEDIAN_HU[0] <= median_hu <= LIVER_MEDIAN_HU[1]:
+        yield f"the median under the label is {median_hu:g} HU, which is not liver: the label may be shifted or flipped"
+
+
+def _find_lits_traps(case: Case, affine: np.ndarray, spacing_mm: np.ndarray) -> Iterable[Finding]:
+    match = LITS_CASE.fullmatch(case.name)
+    number = int(match[1]) if match else None
+    if np.allclose(affine, np.eye(4)):
+        yield Finding("warning", case.image, "identity affine: its orientation and millimetres are likely not true")
+    if number in IRCADB_CASES and np.allclose(spacing_mm, 1):
+        reason = "a 3D-IRCADb scan whose spacing was reset to 1 mm: its millimetres and millilitres are not true"
+        yield Finding("warning", case.image, reason)
+    if number in SHIFTED_LABEL_CASES:
+        yield Finding("warning", case.label, "LiTS's label of this case has been reported as shifted; look at it")
+
+
+def check_case(case: Case, min_slices: int = PAPER_MIN_SLICES) -> CaseReport:
+    """Read one case and report everything that makes it unusable, too short, or doubtful.
+
+    Args:
+        case: the case; its files need not exist.
+        min_slices: a case with fewer slices is reported as dropped (the paper drops those under 48).
+
+    Returns:
+        The report; nothing is raised for a bad file.
+    """
+    findings: list[Finding] = []
+
+    def add(severity: str, file: str, reasons: Iterable[str]) -> None:
+        findings.extend(Finding(severity, file, reason) for reason in reasons)
+
+    volumes: list[Volume] = []
+    for file in (case.image, case.label):
+        try:
+            volumes.append(_read_volume(file))
+            add("warning", file, volumes[-1].warnings)
+        except ValueError as error:
+            add("error", file, [str(error)])
+    if len(volumes) < 2:
+        return CaseReport(case, tuple(findings))
+
+    image, stored_label = volumes
+    label = _turn_to_match(stored_label, image)
+    spacing_mm = nib.affines.voxel_sizes(image.affine)
+    slice_axis = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
+    slices = image.array.shape[slice_axis]
+    counts = [int(np.count_nonzero(label.array == value)) for value in (0, 1, 2)]
+    voxel_ml = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
+
+    add("error", case.image, _find_spacing_errors(spacing_mm, slice_axis))
+    add("error", case.image, _find_hu_errors(image.array))
+    add("error", case.label, _find_grid_errors(image, label))
+    add("error", case.label, _find_label_errors(label.array, sum(counts)))
+    if not any(finding.severity == "error" for finding in findings):
+        if not np.array_equal(stored_label.affine, label.affine):
+            reason = "is stored with other axes than its image; the same grid, so it is turned to match"
+            add("warning", case.label, [reason])
+        add("warning", case.label, _find_label_doubts(image.array, label.array))
+    findings += _find_lits_traps(case, image.affine, spacing_mm)
+    if slices < min_slices:
+        add("dropped", case.image, [f"{slices} slices, fewer than {min_slices}"])
+    liver_ml, tumor_ml = (counts[1] + counts[2]) * voxel_ml, counts[2] * voxel_ml
+    return CaseReport(case, tuple(findings), slices, tuple(map(float, spacing_mm)), liver_ml, tumor_ml)

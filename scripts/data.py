@@ -1,0 +1,296 @@
+"""What is segmented, and which cases train, validate and test?
+
+Splits the cases that are fit for use by seed; writes a MONAI datalist and a table beside it that a person can read::
+
+    python -m scripts.data check --dataset_dir /data/LiTS
+    python -m scripts.data make --dataset_dir /data/LiTS --output_file datalist.json
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fire
+from tqdm.contrib.concurrent import thread_map
+
+from scripts.cases import (
+    PAPER_MIN_SLICES,
+    SECTIONS,
+    CaseReport,
+    absolute,
+    check_case,
+    find_cases,
+    natural_key,
+    read_json,
+)
+from scripts.errors import InputError, report_input_errors
+from scripts.files import written_whole
+from scripts.knobs import is_true
+
+logger = logging.getLogger(__name__)
+
+PAPER_SIZES = (88, 22, 20)  # of training, validation and test, of 130 cases
+DATALIST_FORMAT = {"format": "mpunet_datalist", "version": 1}
+WORKERS = 4  # cases read at once; each takes about three times the size of its uncompressed files
+
+
+class Target(NamedTuple):
+    """What to find: the classes, and the class index of each LiTS label (0 background, 1 liver, 2 tumour)."""
+
+    class_names: tuple[str, ...]
+    class_of_label: tuple[int, int, int]
+
+
+TARGETS = {
+    "liver": Target(("background", "liver"), (0, 1, 1)),  # the paper's: the liver with its tumours
+    "tumor": Target(("background", "tumor"), (0, 0, 1)),
+    "liver_and_tumor": Target(("background", "liver", "tumor"), (0, 1, 2)),
+}
+
+
+def _find_target(target: str) -> Target:
+    if target not in TARGETS:
+        raise InputError(f"target: {target!r} is unknown; give one of {', '.join(TARGETS)}")
+    return TARGETS[target]
+
+
+def class_names(target: str) -> tuple[str, ...]:
+    """Return the class names of ``target``, background first. Raises `InputError` for an unknown target."""
+    return _find_target(target).class_names
+
+
+def target_labels(target: str) -> list[int]:
+    """Return the class index of the LiTS labels 0, 1 and 2. Raises `InputError` for an unknown target."""
+    return list(_find_target(target).class_of_label)
+
+
+def split_cases(names: Iterable[str], seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Split names into training, validation and test by seed, whatever their order.
+
+    Sizes are in the paper's proportion by largest remainder (130 names: its 88, 22 and 20); each section gets at least
+    one, of two names training and validation do, and of one training. A name's place in the draw is a hash of it and
+    the seed, so the split is the same with every version of Python and NumPy.
+
+    Args:
+        names: distinct case names.
+        seed: the draw.
+
+    Returns:
+        Three lists, each sorted by name and number.
+
+    Raises:
+        ValueError: names repeat.
+    """
+    names = list(names)
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected distinct names, received {len(names)} of which {len(set(names))} differ")
+    quotas = [len(names) * size / sum(PAPER_SIZES) for size in PAPER_SIZES]
+    sizes = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(3), key=lambda section: sizes[section] - quotas[section])
+    for section in by_remainder[: len(names) - sum(sizes)]:
+        sizes[section] += 1
+    for section in range(1, min(3, len(names))):
+        if sizes[section] == 0:  # of two to four names
+            sizes[0] -= 1
+            sizes[section] = 1
+    drawn = iter(sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest()))
+    training, validation, test = (sorted(itertools.islice(drawn, size), key=natural_key) for size in sizes)
+    return training, validation, test
+
+
+def _describe_case(report: CaseReport, section: str | None) -> dict[str, Any]:
+    """Return one row of the table; JSON has no NaN, so what was not measured is None."""
+    measured = report.slices is not None
+    return {
+        "name": report.case.name,
+        "section": section,
+        "status": report.status,
+        "slices": report.slices,
+        "spacing_mm": [round(value, 6) for value in report.spacing_mm] if measured else None,
+        "liver_ml": round(report.liver_ml, 3) if measured else None,
+        "tumor_ml": round(report.tumor_ml, 3) if measured else None,
+        "findings": [str(finding) for finding in report.findings],
+    }
+
+
+def _summarise(rows: list[dict[str, Any]]) -> str:
+    places = [row["section"] or row["status"] for row in rows]
+    counts = [f"{places.count(place)} {place}" for place in (*SECTIONS, "ok", "dropped", "bad") if place in places]
+    return f"{len(rows)} cases: {', '.join(counts)}"
+
+
+def _format_table(root: Path, rows: list[dict[str, Any]]) -> str:
+    """Return all cases as a Markdown table with aligned columns, under a summary."""
+    lines = [list(rows[0])]
+    for row in rows:
+        spacing = " x ".join(f"{value:.3g}" for value in row["spacing_mm"] or ())
+        findings = "; ".join(row["findings"]).replace("|", r"\|")
+        cells = {**row, "spacing_mm": spacing or None, "findings": findings}
+        lines.append(["-" if cell is None else str(cell) for cell in cells.values()])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    table = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return "\n".join(["# Cases", "", f"{root}: {_summarise(rows)}", "", *table, ""])
+
+
+def _write_text(file: Path, text: str) -> None:
+    try:
+        with written_whole(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({error}); give another place") from error
+
+
+def _check_cases(root: Path, min_slices: int) -> list[CaseReport]:
+    check_one = partial(check_case, min_slices=min_slices)
+    return thread_map(check_one, find_cases(root), max_workers=WORKERS, desc="checking", unit="case", disable=None)
+
+
+def _assign_sections(reports: list[CaseReport], seed: int) -> dict[str, str]:
+    """Return the section of each usable case by name: the one its datalist gave it, or else the split's."""
+    usable = [report.case for report in reports if report.status == "ok"]
+    if any(case.section for case in usable):
+        return {case.name: case.section for case in usable}
+    split = split_cases([case.name for case in usable], seed)
+    return {name: section for section, names in zip(SECTIONS, split, strict=True) for name in names}
+
+
+def _raise_for_bad_cases(reports: list[CaseReport], advice: str) -> None:
+    errors = [finding for report in reports for finding in report.findings if finding.severity == "error"]
+    if errors:
+        bad = sum(report.status == "bad" for report in reports)
+        first = f"{errors[0].file}: {errors[0].reason}"
+        raise InputError(f"{bad} of {len(reports)} cases cannot be used, first {first}; {advice}")
+
+
+def make_datalist(
+    dataset_dir: str | os.PathLike,
+    output_file: str | os.PathLike,
+    seed: int = 0,
+    min_slices: int = PAPER_MIN_SLICES,
+    skip_bad_cases: bool = False,
+) -> dict[str, Any]:
+    """Find, check and split the cases of ``dataset_dir``; write the datalist, and a table of all cases beside it.
+
+    Args:
+        dataset_dir: see `find_cases`.
+        output_file: the datalist to write, ``*.json``; the table takes the same name with ``.md``.
+        seed: the split; without effect on a datalist that has its own.
+        min_slices: cases with fewer slices are left out, and listed as dropped.
+        skip_bad_cases: leave bad cases out, listed as bad, instead of refusing.
+
+    Returns:
+        The datalist as written: "training", "validation" and "test" with items ``{"image": path, "label": path}``, then
+        "dataset_dir", "seed", "min_slices" and "cases", one row per case found.
+
+    Raises:
+        InputError: a case is bad (only the table is then written), none is left, or nothing can be written there.
+    """
+    root, output_file = absolute(dataset_dir), absolute(output_file)
+    if output_file.suffix != ".json":
+        raise InputError(f"{output_file}: a datalist's name must end in .json")
+    table_file = output_file.with_suffix(".md")
+    reports = _check_cases(root, min_slices)
+    sections = _assign_sections(reports, seed)
+    rows = [_describe_case(report, sections.get(report.case.name)) for report in reports]
+    _write_text(table_file, _format_table(root, rows))
+    if not skip_bad_cases:
+        remedy = "fix or remove the file, or leave bad cases out with --skip_bad_cases true"
+        _raise_for_bad_cases(reports, f"see {table_file}; {remedy}")
+    if not sections:
+        raise InputError(f"{root}: no case is left ({_summarise(rows)}); see {table_file}")
+    datalist: dict[str, Any] = {section: [] for section in SECTIONS}
+    for case in (report.case for report in reports if report.case.name in sections):
+        datalist[sections[case.name]].append({"image": case.image, "label": case.label})
+    datalist |= {**DATALIST_FORMAT, "dataset_dir": str(root), "seed": seed, "min_slices": min_slices, "cases": rows}
+    _write_text(output_file, json.dumps(datalist, indent=2, allow_nan=False) + "\n")
+    return datalist
+
+
+def get_datalist(
+    dataset_dir: str | os.PathLike,
+    datalist_file: str | os.PathLike,
+    seed: int = 0,
+    min_slices: int = PAPER_MIN_SLICES,
+    skip_bad_cases: bool = False,
+) -> dict[str, Any]:
+    """Return the datalist in ``datalist_file``, which is made first if it does not exist; see `make_datalist`.
+
+    Cases that came to ``dataset_dir`` after the datalist was made do not join it; their number is logged.
+
+    Raises:
+        InputError: the file was made from other data or with another setting, or a file that it lists is gone.
+    """
+    datalist_file = absolute(datalist_file)
+    if not datalist_file.exists():
+        return make_datalist(dataset_dir, datalist_file, seed, min_slices, skip_bad_cases)
+    datalist = read_json(datalist_file)
+    if any(datalist.get(key) != value for key, value in DATALIST_FORMAT.items()):
+        raise InputError(
+            f"{datalist_file}: was not made by this bundle; delete it or give another --datalist_file (a datalist of "
+            "your own goes to --dataset_dir)"
+        )
+    asked = {"dataset_dir": str(absolute(dataset_dir)), "seed": seed, "min_slices": min_slices}
+    for key, value in asked.items():
+        if datalist.get(key) != value:
+            raise InputError(
+                f"{datalist_file}: was made with {key} {datalist.get(key)}, not {value}; delete it, or give another "
+                "--datalist_file or --output_dir"
+            )
+    for item in itertools.chain.from_iterable(datalist[section] for section in SECTIONS):
+        for file in item.values():
+            if not os.path.exists(file):
+                raise InputError(f"{file}: is gone, but {datalist_file} lists it; restore it or delete the datalist")
+    added = {case.name for case in find_cases(dataset_dir)} - {row["name"] for row in datalist["cases"]}
+    if added:
+        logger.warning("%s lacks %d newer cases; delete it to have them included", datalist_file, len(added))
+    return datalist
+
+
+def get_cases(datalist: dict[str, Any], section: str) -> list[dict[str, str]]:
+    """Return a section's items ``{"image": path, "label": path}``. Raises `InputError` if it has none."""
+    if not datalist.get(section):
+        source = datalist.get("dataset_dir", "the datalist")
+        raise InputError(f"{source}: has no cases for {section}; add cases or give a datalist that has some")
+    return datalist[section]
+
+
+def make(
+    dataset_dir: str,
+    output_file: str,
+    seed: int = 0,
+    min_slices: int = PAPER_MIN_SLICES,
+    skip_bad_cases: bool | str = False,
+) -> None:
+    """Check and split the cases of DATASET_DIR; write the datalist OUTPUT_FILE (.json) and a table (.md) beside it."""
+    datalist = make_datalist(dataset_dir, output_file, seed, min_slices, is_true(skip_bad_cases))
+    path = absolute(output_file)
+    print(f"{_summarise(datalist['cases'])}; datalist: {path}; table: {path.with_suffix('.md')}")
+
+
+def check(dataset_dir: str, output_file: str | None = None, min_slices: int = PAPER_MIN_SLICES) -> None:
+    """Check the cases of DATASET_DIR; print a table of them, and write it to OUTPUT_FILE (.md) if one is given."""
+    root = absolute(dataset_dir)
+    reports = _check_cases(root, min_slices)
+    table = _format_table(root, [_describe_case(report, section=None) for report in reports])
+    print(table)
+    if output_file is not None:
+        _write_text(absolute(output_file), table)
+    _raise_for_bad_cases(reports, "fix or remove the file")
+
+
+def main() -> None:
+    """Run the command line."""
+    report_input_errors()
+    fire.Fire({"make": make, "check": check}, name="scripts.data")
+
+
+if __name__ == "__main__":
+    main()
