@@ -1,0 +1,198 @@
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+
+from scripts.networks import MPUNet
+from tests import ROOT
+
+CONFIGS = ROOT / "configs"
+BASES = ("train", "inference")
+OVERLAYS = {  # overlay → the configs it lies over
+    "evaluate": ["train"],
+    "unet": ["train", "inference"],
+    "paper": ["train", "inference"],
+    "released": ["inference", "train"],
+    "demo": ["train", "inference"],
+}
+TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_decay", "learning_rate_interval"} | {
+    "batch_size", "num_workers", "flip_prob", "rotate_prob", "min_slices", "crops_per_scan"
+}  # fmt: skip
+NEW_KEYS = {"evaluate": {"section", "evaluation_dir", "evaluating"}}
+
+
+def read(name):
+    return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def parser(*names, **overrides):
+    config = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / f"{name}.json") for name in names]))
+    config.update(overrides)
+    return config
+
+
+def test_every_config_is_a_base_or_a_known_overlay():
+    names = {path.stem for path in CONFIGS.glob("*.json")} - {"metadata"}
+    assert names == {*BASES, *OVERLAYS}
+
+
+def test_the_two_self_contained_configs_agree_on_what_they_share():
+    train, inference = read("train"), read("inference")
+    shared = (
+        "bundle_root", "ckpt_path", "target", "device", "amp", "spacing", "plane_size", "window_hu", "roi_size",
+        "overlap", "window_weights", "sw_batch_size", "image_key", "class_names", "network_def", "network",
+    )  # fmt: skip
+    for key in shared:
+        assert train[key] == inference[key], key
+    progress = {"progress": True}
+    assert inference["inferer"] == train["validate"]["inferer"] | progress
+
+
+def test_the_image_goes_through_the_same_steps_in_training_evaluation_and_inference():
+    def steps(transforms):
+        found = {}
+        for transform in transforms:
+            settings = {key: transform[key] for key in transform if key not in ("keys", "mode", "_desc_")}
+            found[transform["_target_"]] = settings
+        return found
+
+    training = steps(read("train")["train"]["deterministic_transforms"])
+    inference = steps([*read("inference")["preprocessing"]["transforms"], read("inference")["resample"]])
+    evaluation = steps(read("evaluate")["validate::preprocessing::transforms"])
+    for name in ("Orientationd", "Spacingd", "Resized", "ScaleIntensityRanged", "CropForegroundd"):
+        assert training[name] == inference[name] == evaluation[name], name
+
+
+@pytest.mark.parametrize("overlay, base", [(o, b) for o, bases in OVERLAYS.items() for b in bases])
+def test_every_key_of_an_overlay_exists_in_its_base(overlay, base):
+    config = parser(base)
+    allowed = NEW_KEYS.get(overlay, set()) | (TRAINING_ONLY if base == "inference" else set()) | {"_desc_"}
+    for key in read(overlay):
+        if key not in allowed:
+            assert key in config, key
+
+
+@pytest.mark.parametrize("overlay", [None, *OVERLAYS])
+def test_every_component_that_a_config_names_exists(overlay):
+    base = OVERLAYS[overlay][0] if overlay else "train"
+    config = parser(base, *([overlay] if overlay else []))
+    config.parse()
+    for item in config.ref_resolver.items.values():
+        if hasattr(item, "resolve_module_name") and item.is_instantiable(item.get_config()):
+            assert item.resolve_module_name(), item.get_config()
+
+
+@pytest.mark.parametrize(
+    "names, parameters",
+    [
+        (["train"], 21_507_255),
+        (["inference"], 21_507_255),
+        (["inference", "released"], 21_507_255),
+        (["train", "paper"], 21_507_255),
+        (["train", "unet"], 2_326_638),
+        (["inference", "unet"], 2_326_638),
+    ],
+)
+def test_networks_of_the_configs_have_the_parameters_of_table_6(names, parameters):
+    network = parser(*names).get_parsed_content("network_def")
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize("target, classes", [("liver", 2), ("tumor", 2), ("liver_and_tumor", 3)])
+def test_the_network_has_a_channel_for_each_class_of_the_target(target, classes):
+    assert parser("inference", target=target).get_parsed_content("network_def").heads[0].out_channels == classes
+
+
+def test_metadata_describes_the_default_network():
+    metadata, config = read("metadata"), parser("inference")
+    image = metadata["network_data_format"]["inputs"]["image"]
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    assert image["num_channels"] == config["network_def"]["in_channels"]
+    names = config.get_parsed_content("class_names")
+    assert pred["num_channels"] == len(names)
+    assert [pred["channel_def"][str(index)] for index in range(len(names))] == list(names)
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_metadata_at_the_top_is_that_of_the_configs():
+    assert (ROOT / "metadata.json").read_text() == (CONFIGS / "metadata.json").read_text()
+
+
+def test_metadata_names_the_pinned_versions():
+    metadata = read("metadata")
+    versions = metadata["required_packages_version"] | {
+        "torch": metadata["pytorch_version"], "monai": metadata["monai_version"], "numpy": metadata["numpy_version"]
+    }  # fmt: skip
+    pins = {}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#") and 'python_version < "3.11"' not in line:
+            name, version = line.split(";")[0].strip().split("==")
+            pins[name] = version
+    assert versions == pins
+
+
+def test_metadata_fulfils_the_schema():
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(ROOT / "tests/metadata_schema.json"))
+
+
+def test_the_schema_refuses_metadata_without_a_version(tmp_path):
+    incomplete = {key: value for key, value in read("metadata").items() if key != "version"}
+    (tmp_path / "metadata.json").write_text(json.dumps(incomplete))
+    with pytest.raises(ValueError, match="'version' is a required property"):
+        verify_metadata(
+            meta_file=str(tmp_path / "metadata.json"), filepath=str(ROOT / "tests/metadata_schema.json")
+        )  # fmt: skip
+
+
+def test_the_network_takes_and_gives_what_the_metadata_say():
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(MPUNet().state_dict(), path)
+    return path
+
+
+def export(function, weights, filepath, **kwargs):
+    function(
+        net_id="network_def",
+        filepath=str(filepath),
+        ckpt_file=str(weights),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        **kwargs,
+    )
+
+
+def expected_output(weights, image):
+    network = MPUNet().eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    with torch.no_grad():
+        return network(image)
+
+
+def test_torchscript_export_gives_the_same_output_at_any_size(weights, tmp_path):
+    export(ckpt_export, weights, tmp_path / "model.ts")
+    image = torch.randn(1, 1, 24, 20, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        result = torch.jit.load(tmp_path / "model.ts").eval()(image)
+    torch.testing.assert_close(result, expected_output(weights, image))
+
+
+def test_onnx_export_gives_the_same_output_in_onnx_runtime(weights, tmp_path):
+    export(onnx_export, weights, tmp_path / "model.onnx", input_shape=[1, 1, 32, 24, 16])
+    image = torch.randn(1, 1, 32, 24, 16, generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    np.testing.assert_allclose(result, expected_output(weights, image).numpy(), atol=1e-3)

@@ -1,0 +1,253 @@
+"""Whole jobs through `monai.bundle run`, as small as they go: what a user types, and what is there afterwards."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, load, run
+
+from scripts.errors import find_input_error
+from scripts.metrics import OVERLAP_METRICS, SURFACE_METRICS
+from scripts.networks import MPUNet
+from scripts.phantom import write_phantoms
+from tests import ROOT
+from tests.golden import golden_io, released_state_dict
+from tests.test_networks import released_network
+
+TINY = {
+    "network_def::channels": [4, 4, 8, 8, 8],
+    "spacing": [8.0, 8.0, 8.0],
+    "roi_size": [32, 32, 32],
+    "min_slices": 32,
+    "num_workers": 0,
+    "device": "cpu",
+    "learning_rate": 0.001,
+}
+INFERENCE_KNOBS = ("network_def::channels", "spacing", "roi_size", "device")
+
+
+def configs(*names):
+    return [str(ROOT / f"configs/{name}.json") for name in names]
+
+
+def run_bundle(*names, **overrides):
+    run(config_file=configs(*names), **({"bundle_root": str(ROOT)} | overrides))
+
+
+def read_json(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, cases=6, seed=0, size=(64, 64, 48))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(phantoms, tmp_path_factory):
+    """Train two epochs of a tiny MPU-Net; return its settings."""
+    output_dir = tmp_path_factory.mktemp("run")
+    settings = TINY | {
+        "dataset_dir": str(phantoms), "output_dir": str(output_dir), "ckpt_path": str(output_dir / "model.pt")
+    }  # fmt: skip
+    run_bundle("train", **settings, max_epochs=2, val_interval=1)
+    return settings
+
+
+def test_training_writes_weights_tables_and_the_list_of_its_cases(trained):
+    output_dir = trained["output_dir"]
+    datalist = read_json(f"{output_dir}/datalist.json")
+    assert [len(datalist[section]) for section in ("training", "validation", "test")] == [4, 1, 1]
+    training, validation = table(f"{output_dir}/training.csv"), table(f"{output_dir}/validation.csv")
+    assert [row["epoch"] for row in training] == [row["epoch"] for row in validation] == ["1", "2"]
+    assert set(training[0]) >= {*OVERLAP_METRICS, "loss", "learning_rate", "seconds"}
+    assert set(validation[0]) >= {*OVERLAP_METRICS, *SURFACE_METRICS, "seconds"}
+    network = MPUNet(channels=TINY["network_def::channels"])
+    network.load_state_dict(torch.load(trained["ckpt_path"], weights_only=True), strict=True)
+    assert os.listdir(f"{output_dir}/tensorboard")
+
+
+def test_training_learns(trained):
+    losses = [float(row["loss"]) for row in table(f"{trained['output_dir']}/training.csv")]
+    assert losses[1] < losses[0]
+
+
+def test_evaluation_measures_the_test_cases_in_their_own_grid(trained):
+    run_bundle("train", "evaluate", **trained)
+    rows = table(f"{trained['output_dir']}/evaluation/per_case.csv")
+    datalist = read_json(f"{trained['output_dir']}/datalist.json")
+    label_file = datalist["test"][0]["label"]
+    assert [row["case"] for row in rows] == [os.path.basename(label_file).removesuffix(".nii.gz")]
+    label = nib.load(label_file)
+    volume_ml = (np.asarray(label.dataobj) > 0).sum() * np.prod(label.header.get_zooms()) / 1000
+    assert float(rows[0]["reference_volume_ml"]) == pytest.approx(volume_ml, rel=1e-4)
+    summary = table(f"{trained['output_dir']}/evaluation/summary.csv")
+    assert {row["metric"] for row in summary} >= {*OVERLAP_METRICS, *SURFACE_METRICS}
+
+
+def test_evaluation_gives_what_inference_of_the_same_case_gives(trained, tmp_path):
+    run_bundle("train", "evaluate", **trained, evaluation_dir=str(tmp_path))
+    case = read_json(f"{trained['output_dir']}/datalist.json")["test"][0]
+    infer_with(trained, case["image"], tmp_path)
+    name = os.path.basename(case["image"]).removesuffix(".nii.gz")
+    pred = np.asarray(nib.load(tmp_path / f"{name}_seg.nii.gz").dataobj) > 0
+    label = np.asarray(nib.load(case["label"]).dataobj) > 0
+    dice = 2 * (pred & label).sum() / (pred.sum() + label.sum())
+    assert float(table(tmp_path / "per_case.csv")[0]["dice"]) == pytest.approx(dice, abs=1e-4)
+
+
+def infer_with(trained, dataset_dir, output_dir, **overrides):
+    knobs = {key: trained[key] for key in (*INFERENCE_KNOBS, "ckpt_path")}
+    run_bundle("inference", dataset_dir=str(dataset_dir), output_dir=str(output_dir), **knobs, **overrides)
+
+
+def test_a_label_stored_with_other_axes_is_evaluated_on_its_image(trained, phantoms, tmp_path):
+    (tmp_path / "turned").mkdir()
+    for path in phantoms.iterdir():
+        image = nib.load(path)
+        if path.name.startswith("segmentation"):
+            image = image.as_reoriented(np.array([[0, -1], [1, 1], [2, -1]]))
+        nib.save(image, tmp_path / "turned" / path.name)
+    settings = trained | {"dataset_dir": str(tmp_path / "turned"), "datalist_file": str(tmp_path / "datalist.json")}
+    run_bundle("train", "evaluate", **settings, evaluation_dir=str(tmp_path / "turned_result"))
+    run_bundle("train", "evaluate", **trained, evaluation_dir=str(tmp_path / "result"))
+    turned, straight = table(tmp_path / "turned_result/per_case.csv"), table(tmp_path / "result/per_case.csv")
+    assert turned[0] == pytest.approx(straight[0]) if isinstance(turned[0], float) else turned == straight
+
+
+def test_resumed_training_goes_on_where_it_stopped(trained, phantoms, tmp_path):
+    settings = trained | {"output_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt"), "val_interval": 1}
+    run_bundle("train", **settings, max_epochs=1)
+    first = table(tmp_path / "training.csv")
+    run_bundle("train", **settings, max_epochs=2, resume="true")
+    rows = table(tmp_path / "training.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert rows[0] == first[0]
+    assert float(rows[1]["loss"]) < float(rows[0]["loss"])
+    with pytest.raises(Exception) as caught:
+        run_bundle("train", **settings, max_epochs=2, resume="true")
+    assert "last.pt: all 2 epochs are done; give a larger --max_epochs" in str(find_input_error(caught.value))
+
+
+def test_resuming_a_run_that_never_began_says_so(trained, tmp_path):
+    with pytest.raises(Exception) as caught:
+        run_bundle("train", **(trained | {"output_dir": str(tmp_path)}), resume=True)
+    assert "last.pt: no such file; nothing to resume; start without --resume" in str(find_input_error(caught.value))
+
+
+@pytest.mark.parametrize(
+    "overlays, overrides",
+    [
+        (["unet"], {"network_def::channels": [4, 8, 8, 8]}),
+        (["paper"], {"plane_size": [32, 32], "spacing": [-1, -1, 8.0], "roi_size": [32, 32, 16]}),
+        ([], {"target": "liver_and_tumor"}),
+        ([], {"target": "tumor", "crops_per_scan": 2, "batch_size": 2}),
+    ],
+)
+def test_other_networks_protocols_and_targets_train_and_infer(phantoms, tmp_path, overlays, overrides):
+    settings = TINY | overrides | {"output_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt")}
+    run_bundle("train", *overlays, **settings, dataset_dir=str(phantoms), max_epochs=1, val_interval=1)
+    metrics = table(tmp_path / "validation.csv")[0]
+    assert ("dice_tumor" in metrics) == (overrides.get("target") == "liver_and_tumor")
+    knobs = {key: settings[key] for key in (*INFERENCE_KNOBS, "ckpt_path", "target", "plane_size") if key in settings}
+    knobs |= {"dataset_dir": str(phantoms / "volume-0.nii.gz"), "output_dir": str(tmp_path / "out")}
+    run_bundle("inference", *overlays, **knobs)
+    image, mask = nib.load(phantoms / "volume-0.nii.gz"), nib.load(tmp_path / "out/volume-0_seg.nii.gz")
+    assert mask.shape == image.shape
+    assert np.array_equal(mask.affine, image.affine)
+
+
+def test_the_main_command_works_as_written(phantoms, tmp_path):
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json"]
+    command += [
+        "--dataset_dir",
+        str(phantoms),
+        "--output_dir",
+        str(tmp_path),
+        "--ckpt_path",
+        str(tmp_path / "model.pt"),
+    ]
+    command += ["--network_def::channels", "[4,4,8,8,8]", "--spacing", "[8,8,8]", "--roi_size", "[32,32,32]"]
+    command += ["--min_slices", "32", "--num_workers", "1", "--max_epochs", "1", "--val_interval", "1"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_a_bad_case_ends_the_command_with_one_line_and_writes_no_datalist(phantoms, tmp_path):
+    for path in phantoms.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "volume-3.nii.gz").unlink()
+    (tmp_path / "volume-3.nii.gz").write_bytes((phantoms / "volume-3.nii.gz").read_bytes()[:30_000])
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train.json", "--min_slices", "32"]
+    command += ["--dataset_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "volume-3.nii.gz" in errors[0]
+    assert "--skip_bad_cases true" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out/datalist.json").exists()
+    assert "volume-3" in (tmp_path / "out/datalist.md").read_text()
+
+
+def test_properties_of_both_workflows_are_complete(trained, phantoms, tmp_path):
+    knobs = {"bundle_root": str(ROOT), "output_dir": str(tmp_path), "ckpt_path": trained["ckpt_path"]}
+    meta = str(ROOT / "configs/metadata.json")
+    train = ConfigWorkflow(
+        configs("train"), meta_file=meta, workflow_type="train", **(TINY | knobs), dataset_dir=str(phantoms)
+    )
+    inference_knobs = {key: TINY[key] for key in INFERENCE_KNOBS}
+    inference = ConfigWorkflow(
+        configs("inference"), meta_file=meta, workflow_type="infer", **inference_knobs, **knobs,
+        dataset_dir=str(phantoms),
+    )  # fmt: skip
+    for workflow in (train, inference):
+        workflow.initialize()
+        assert workflow.check_properties() == []
+
+
+def test_released_weights_convert_and_infer_as_the_released_network(tmp_path):
+    torch.save({"net": released_state_dict("mpunet"), "epoch": 600}, tmp_path / "best_model.pth")
+    command = [sys.executable, "-m", "scripts.convert_released_weights", "--network", "mpunet"]
+    command += ["--checkpoint", str(tmp_path / "best_model.pth"), "--output", str(tmp_path / "model.pt")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+
+    clipped = np.clip(golden_io("mpunet")["input"][0, 0], -1, 1)
+    nib.save(
+        nib.Nifti1Image(clipped * 200, np.diag((1.5, 1.5, 1.0, 1))), tmp_path / "ct.nii"
+    )  # HU on the network's grid
+    knobs = {"dataset_dir": str(tmp_path / "ct.nii"), "output_dir": str(tmp_path), "roi_size": [16, 32, 48]}
+    run_bundle("inference", "released", **knobs, ckpt_path=str(tmp_path / "model.pt"), device="cpu", probabilities=True)
+    result = np.asarray(nib.load(tmp_path / "ct_probability.nii.gz").dataobj)
+    with torch.no_grad():
+        expected = released_network("mpunet")(torch.from_numpy(clipped)[None, None]).exp()[0, 1].numpy()
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+def test_the_bundle_loads_by_its_name_from_its_parent_folder(tmp_path, monkeypatch):
+    bundle = tmp_path / "mpunet_liver_ct"
+    bundle.mkdir()
+    for name in ("configs", "scripts", "metadata.json"):
+        (bundle / name).symlink_to(ROOT / name)
+    (bundle / "models").mkdir()
+    torch.manual_seed(0)
+    expected = MPUNet().state_dict()
+    torch.save(expected, bundle / "models/model.pt")
+    monkeypatch.syspath_prepend(str(bundle))
+    network = load("mpunet_liver_ct", bundle_dir=str(tmp_path), source="monaihosting")
+    assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
