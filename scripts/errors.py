@@ -21,7 +21,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
         if isinstance(error, InputError):
             return error
         seen.add(id(error))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
@@ -30,8 +30,7 @@ def report_input_errors() -> None:
 
     Any other error still prints its traceback; with the environment variable ``MPUNET_TRACEBACK`` set, all do.
     """
-    if sys.excepthook is not _print_one_line:
-        sys.excepthook = _print_one_line
+    sys.excepthook = _print_one_line
 
 
 def _print_one_line(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:

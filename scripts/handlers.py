@@ -4,9 +4,7 @@ import csv
 import logging
 import math
 import os
-import pickle
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from monai.handlers import from_engine
 from torch import nn, optim
 
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import read_checkpoint, written_whole
 from scripts.metrics import summarize
 
 logger = logging.getLogger(__name__)
@@ -116,30 +114,33 @@ class RunCheckpoint:
     def attach(self, engine: Engine) -> None:
         """Write after every epoch of the trainer ``engine``."""
         self.save_dict["trainer"] = engine
+        if getattr(engine, "scaler_", None) is not None:  # of automatic mixed precision
+            self.save_dict["scaler"] = engine.scaler_
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def load(self, engine: Engine) -> None:
-        """Load the file into the objects; the number of epochs to train stays as given.
+        """Load the file into the objects; the number of epochs, and the data of each, are as given now.
 
         Raises:
             InputError: if the file is damaged or of another network, or if all epochs are done.
         """
-        max_epochs = engine.state.max_epochs
+        max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
+        checkpoint = read_checkpoint(self.path)
         try:
-            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
             Checkpoint.load_objects(self.save_dict, checkpoint)
-        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except Exception as error:  # each object raises its own
             raise InputError(
-                f"{self.path}: cannot be resumed, it is damaged or of another network ({str(error).splitlines()[0]}); "
-                "resume with the settings of the run, or start without --resume"
+                f"{self.path}: does not fit this run, such as its network; "
+                "resume with the settings of the run that wrote it, or start without --resume"
             ) from error
         if engine.state.epoch >= max_epochs:
             raise InputError(
                 f"{self.path}: all {engine.state.epoch} epochs are done; give a larger --max_epochs to go on"
             )
-        engine.state.max_epochs = max_epochs
+        engine.state.max_epochs, engine.state.epoch_length = max_epochs, epoch_length
+        engine.state.iteration = engine.state.epoch * epoch_length
         logger.info("resuming after epoch %d of %s", engine.state.epoch, self.path)
 
     def __call__(self, engine: Engine) -> None:

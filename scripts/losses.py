@@ -25,14 +25,19 @@ def class_weights(label: Tensor, num_classes: int, class_balance: str, beta: flo
         num_classes: how many classes there are.
         class_balance: one of the three names above.
         beta: β, in [0, 1).
+
+    Raises:
+        ValueError: for another name.
     """
     counts = torch.bincount(label.flatten().long(), minlength=num_classes).double()
     if class_balance == "effective_number":
         weights = (1 - beta) / (1 - beta**counts)
     elif class_balance == "inverse_frequency":
         weights = 1 / counts
-    else:
+    elif class_balance == "none":
         weights = torch.ones_like(counts)
+    else:
+        raise ValueError(f"class_balance must be one of {', '.join(CLASS_BALANCES)}, got {class_balance!r}")
     present = counts > 0
     weights = torch.where(present, weights, 0.0)
     return (weights * present.sum() / weights.sum()).float()

@@ -108,9 +108,11 @@ def _draw_plane(
     extent = (0, width_mm, height_mm, 0)
     axis.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
     rows, columns = mask.shape
-    x = (np.arange(columns) + 0.5) * width_mm / columns
-    y = (np.arange(rows) + 0.5) * height_mm / rows
+    mask = np.pad(mask, 1)  # an outline closes at the border of the picture too
+    x = (np.arange(-1, columns + 1) + 0.5) * width_mm / columns
+    y = (np.arange(-1, rows + 1) + 0.5) * height_mm / rows
     for index in range(1, num_classes):
-        if min(mask.shape) > 1 and (mask == index).any():
+        if (mask == index).any():
             axis.contour(x, y, mask == index, levels=[0.5], colors=_color(index), linewidths=1.2)
+    axis.set(xlim=(0, width_mm), ylim=(height_mm, 0))
     axis.set_axis_off()

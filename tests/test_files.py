@@ -1,0 +1,57 @@
+"""Files are written completely or not at all."""
+
+import pytest
+
+from scripts.files import written_whole
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_file_appears_when_the_block_ends_and_leaves_no_other(tmp_path):
+    with written_whole(tmp_path / "table.csv") as temporary:
+        temporary.write_text("new")
+        assert not (tmp_path / "table.csv").exists()
+    assert names_in(tmp_path) == ["table.csv"]
+    assert (tmp_path / "table.csv").read_text() == "new"
+
+
+def test_old_file_is_whole_until_the_block_ends(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with written_whole(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_old_file_stays_and_nothing_else_after_an_error(tmp_path, error):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(error, match="stopped halfway"), written_whole(path) as temporary:
+        temporary.write_text("ne")
+        raise error("stopped halfway")
+    assert names_in(tmp_path) == ["table.csv"]
+    assert path.read_text() == "old"
+
+
+def test_error_before_anything_was_written_is_the_one_that_is_raised(tmp_path):
+    with pytest.raises(RuntimeError, match="nothing to write"), written_whole(tmp_path / "table.csv"):
+        raise RuntimeError("nothing to write")
+    assert names_in(tmp_path) == []
+
+
+def test_missing_folders_are_made(tmp_path):
+    with written_whole(str(tmp_path / "runs" / "first" / "table.csv")) as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "runs" / "first" / "table.csv").read_text() == "new"
+
+
+def test_temporary_file_lies_in_the_same_folder_and_keeps_the_suffixes(tmp_path):
+    with written_whole(tmp_path / "label.nii.gz") as temporary:
+        temporary.touch()
+        assert temporary.parent == tmp_path
+        assert temporary.suffixes[-2:] == [".nii", ".gz"]
+        assert temporary.name != "label.nii.gz"

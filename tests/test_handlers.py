@@ -1,0 +1,399 @@
+"""The best weights are kept, a resumed training ends as an uninterrupted one does, tables have every row."""
+
+import csv
+import math
+import re
+import time
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, ValidationHandler, from_engine
+from monai.inferers import SimpleInferer
+from monai.transforms import AsDiscreted
+from monai.utils import set_determinism
+from torch import nn, optim
+
+from scripts.errors import InputError
+from scripts.handlers import (
+    BestCheckpoint,
+    CaseTables,
+    EpochProgressBar,
+    EpochTable,
+    RunCheckpoint,
+    existing_file,
+    write_table,
+)
+from scripts.losses import TverskyCrossEntropyLoss
+from scripts.metrics import SegmentationMetrics
+
+OPTIMIZERS = {
+    "SGD with momentum": lambda parameters: optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "Adam": lambda parameters: optim.Adam(parameters, lr=0.1),
+}
+
+
+@pytest.fixture(autouse=True)
+def _determinism():
+    set_determinism(0)
+    yield
+    set_determinism(None)
+
+
+def read_table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def make_network(width=3):
+    return nn.Sequential(nn.Conv3d(1, width, 3, padding=1), nn.BatchNorm3d(width), nn.PReLU(), nn.Conv3d(width, 2, 1))
+
+
+def make_loader():
+    """Three scans ``(1, 4, 4, 4)`` with a bright liver of 8 voxels, always the same and in the same order."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.zeros(1, 4, 4, 4)
+    label[:, 1:3, 1:3, 1:3] = 1
+    scans = [{"image": label + torch.randn(1, 4, 4, 4, generator=generator), "label": label} for _ in range(3)]
+    return DataLoader(scans, batch_size=1)
+
+
+class Training:
+    """A training as the config builds it: with validation after each epoch, a schedule and both checkpoints."""
+
+    def __init__(self, folder, max_epochs, resume=False, optimizer="Adam", width=3):
+        self.network = make_network(width)
+        self.optimizer = OPTIMIZERS[optimizer](self.network.parameters())
+        lr_scheduler = optim.lr_scheduler.StepLR(self.optimizer, step_size=3, gamma=0.5)
+        self.best = BestCheckpoint(self.network, folder / "model.pt")
+        evaluator = SupervisedEvaluator(
+            device="cpu",
+            val_data_loader=make_loader(),
+            network=self.network,
+            inferer=SimpleInferer(),
+            postprocessing=AsDiscreted(keys="pred", argmax=True),
+            key_val_metric={
+                "accuracy": SegmentationMetrics(
+                    ["background", "liver"], surface=False, output_transform=from_engine(["pred", "label"])
+                )
+            },
+            val_handlers=[self.best],
+        )
+        objects = {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "lr_scheduler": lr_scheduler,
+            "best": self.best,
+        }
+        self.trainer = SupervisedTrainer(
+            device="cpu",
+            max_epochs=max_epochs,
+            train_data_loader=make_loader(),
+            network=self.network,
+            loss_function=TverskyCrossEntropyLoss(),
+            optimizer=self.optimizer,
+            train_handlers=[
+                ValidationHandler(interval=1, validator=evaluator),
+                EpochTable(folder / "training.csv", self.optimizer),
+                LrScheduleHandler(lr_scheduler, print_lr=False),
+                RunCheckpoint(objects, folder / "last.pt", resume),
+            ],
+        )
+
+    def run(self):
+        self.trainer.run()
+        return self
+
+
+def evaluator_with(metrics_of_epochs, network=None):
+    """An engine whose key metric takes these values, and which leaves the number of the epoch as the weight."""
+    engine = Engine(lambda engine, batch: None)
+    engine.state.key_metric_name = "dice"
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def finish_epoch(engine):
+        engine.state.metrics["dice"] = metrics_of_epochs[engine.state.epoch - 1]
+        if network is not None:
+            nn.init.constant_(network.weight, engine.state.epoch)
+
+    return engine
+
+
+def run_best(best, metrics_of_epochs):
+    engine = evaluator_with(metrics_of_epochs, best.network)
+    best.attach(engine)
+    engine.run([None], max_epochs=len(metrics_of_epochs))
+
+
+# --- the best weights --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metrics_of_epochs", "best_epoch"),
+    [
+        ([0.2, 0.5, 0.4], 2),
+        ([0.5, 0.5, 0.4], 1),  # as good is not better
+        ([0.0, math.nan, 0.0], 1),
+        ([math.nan, 0.1, math.nan], 2),
+        ([-0.5, -0.4], 2),
+    ],
+)
+def test_best_checkpoint_keeps_the_weights_of_the_best_epoch(tmp_path, metrics_of_epochs, best_epoch):
+    best = BestCheckpoint(nn.Linear(1, 1), tmp_path / "models" / "model.pt")
+    run_best(best, metrics_of_epochs)
+    state_dict = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert list(state_dict) == ["weight", "bias"]
+    assert state_dict["weight"].item() == best_epoch
+    assert best.state_dict() == {"best_metric": metrics_of_epochs[best_epoch - 1], "best_epoch": best_epoch}
+
+
+def test_best_checkpoint_writes_nothing_if_the_metric_is_always_nan(tmp_path):
+    run_best(BestCheckpoint(nn.Linear(1, 1), tmp_path / "model.pt"), [math.nan, math.nan])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_best_checkpoint_of_a_wrapped_network_has_the_names_of_the_network_itself(tmp_path):
+    best = BestCheckpoint(nn.DataParallel(nn.Linear(1, 1)), tmp_path / "model.pt")
+    engine = evaluator_with([0.5])
+    best.attach(engine)
+    engine.run([None], max_epochs=1)
+    assert list(torch.load(tmp_path / "model.pt", weights_only=True)) == ["weight", "bias"]
+
+
+def test_best_checkpoint_goes_on_from_an_earlier_best(tmp_path):
+    path = tmp_path / "model.pt"
+    earlier = BestCheckpoint(nn.Linear(1, 1), path)
+    run_best(earlier, [0.1, 0.5])
+    resumed = BestCheckpoint(nn.Linear(1, 1), path)
+    resumed.load_state_dict(earlier.state_dict())
+    run_best(resumed, [0.4])
+    assert torch.load(path, weights_only=True)["weight"].item() == 2
+    run_best(resumed, [0.6])
+    assert torch.load(path, weights_only=True)["weight"].item() == 1
+
+
+# --- resuming ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, optimizer):
+    torch.manual_seed(1)
+    whole = Training(tmp_path / "whole", max_epochs=4, optimizer=optimizer).run()
+    torch.manual_seed(1)
+    Training(tmp_path / "parts", max_epochs=2, optimizer=optimizer).run()
+    resumed = Training(tmp_path / "parts", max_epochs=4, resume=True, optimizer=optimizer).run()
+
+    expected, weights = whole.network.state_dict(), resumed.network.state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert resumed.trainer.state.epoch == resumed.trainer.state.max_epochs == 4
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)  # halved once, after epoch 3
+    assert resumed.best.state_dict() == whole.best.state_dict()
+    kept, expected = (torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("parts", "whole"))
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+    columns = ("epoch", "learning_rate", "accuracy")
+    kept, expected = (
+        [[row.get(column) for column in columns] for row in read_table(tmp_path / run / "training.csv")]
+        for run in ("parts", "whole")
+    )
+    assert kept == expected
+    assert [int(row[0]) for row in kept] == [1, 2, 3, 4]
+
+
+def test_a_training_that_is_not_resumed_begins_anew_over_an_old_checkpoint(tmp_path):
+    Training(tmp_path, max_epochs=2).run()
+    training = Training(tmp_path, max_epochs=1).run()
+    assert training.trainer.state.iteration == 3
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 3
+
+
+def test_resuming_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"last\.pt: no such file; nothing to resume; start without --resume$"):
+        Training(tmp_path, max_epochs=2, resume=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:1000]),
+        lambda path: path.write_text("no checkpoint\n"),
+        lambda path: path.write_bytes(b"\x00" * 50),
+        lambda path: torch.save(make_network().state_dict(), path),
+        lambda path: torch.save([1, 2], path),
+        lambda path: torch.save({"network": 1}, path),
+    ],
+    ids=["empty", "cut off", "text", "zeros", "weights alone", "a list", "no weights"],
+)
+def test_resuming_from_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, damage):
+    Training(tmp_path, max_epochs=1).run()
+    damage(tmp_path / "last.pt")
+    message = r"last\.pt: (cannot be read as a PyTorch file|does not fit this run, such as its network; resume with)"
+    with pytest.raises(InputError, match=message) as error:
+        Training(tmp_path, max_epochs=2, resume=True).run()
+    assert "\n" not in str(error.value)
+
+
+def test_resuming_with_another_network_is_refused(tmp_path):
+    Training(tmp_path, max_epochs=1).run()
+    message = r"last\.pt: does not fit this run, such as its network; resume with the settings of the run that wrote it"
+    with pytest.raises(InputError, match=message):
+        Training(tmp_path, max_epochs=2, resume=True, width=4).run()
+
+
+@pytest.mark.parametrize("max_epochs", [1, 2])
+def test_resuming_when_all_epochs_are_done_is_refused(tmp_path, max_epochs):
+    Training(tmp_path, max_epochs=2).run()
+    message = r"last\.pt: all 2 epochs are done; give a larger --max_epochs to go on$"
+    with pytest.raises(InputError, match=message):
+        Training(tmp_path, max_epochs=max_epochs, resume=True).run()
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def run_epochs(path, dice_of_epochs, names=("dice",), engine=None, optimizer=None):
+    """Run an engine whose metrics of these names take these values, with a table at ``path``; return the engine."""
+    engine = engine or Engine(lambda engine, batch: time.sleep(0.01))
+
+    @engine.on(Events.EPOCH_STARTED)
+    def measure(engine):
+        engine.state.metrics = dict.fromkeys(names, dice_of_epochs[engine.state.epoch - 1])
+
+    EpochTable(path, optimizer).attach(engine)
+    engine.run([None], max_epochs=len(dice_of_epochs))
+    return engine
+
+
+def test_epoch_table_has_a_row_per_epoch(tmp_path):
+    optimizer = optim.SGD(nn.Linear(1, 1).parameters(), lr=0.25)
+    run_epochs(tmp_path / "training.csv", [0.5, 1 / 3], ("dice", "loss"), optimizer=optimizer)
+    rows = read_table(tmp_path / "training.csv")
+    assert list(rows[0]) == ["epoch", "seconds", "learning_rate", "dice", "loss"]
+    assert [[row[name] for name in ("epoch", "learning_rate", "dice", "loss")] for row in rows] == [
+        ["1", "0.25", "0.5", "0.5"],
+        ["2", "0.25", "0.333333", "0.333333"],
+    ]
+    assert all(0.01 <= float(row["seconds"]) < 10 for row in rows)
+
+
+def test_epoch_table_has_no_learning_rate_without_an_optimizer(tmp_path):
+    run_epochs(tmp_path / "validation.csv", [0.5])
+    assert list(read_table(tmp_path / "validation.csv")[0]) == ["epoch", "seconds", "dice"]
+
+
+def test_epoch_table_of_a_training_begun_again_has_no_row_of_the_earlier_one(tmp_path):
+    path = tmp_path / "training.csv"
+    run_epochs(path, [0.1, 0.2, 0.3])
+    run_epochs(path, [0.6, 0.7])
+    assert [(row["epoch"], row["dice"]) for row in read_table(path)] == [("1", "0.6"), ("2", "0.7")]
+
+
+def test_epoch_table_of_a_resumed_training_keeps_the_earlier_rows_and_replaces_the_later(tmp_path):
+    path = tmp_path / "training.csv"
+    run_epochs(path, [0.1, 0.2, 0.3])
+    resumed = Engine(lambda engine, batch: None)
+    resumed.load_state_dict({"epoch_length": 1, "max_epochs": 3, "iteration": 1})
+    run_epochs(path, [0.6, 0.7, 0.8], engine=resumed)
+    assert [(row["epoch"], row["dice"]) for row in read_table(path)] == [("1", "0.1"), ("2", "0.7"), ("3", "0.8")]
+
+
+def test_epoch_table_has_the_columns_of_the_last_epoch(tmp_path):
+    path = tmp_path / "training.csv"
+    run_epochs(path, [0.1], ("dice", "loss"))
+    resumed = Engine(lambda engine, batch: None)
+    resumed.load_state_dict({"epoch_length": 1, "max_epochs": 2, "iteration": 1})
+    run_epochs(path, [0.6, 0.7], ("dice", "iou"), engine=resumed)
+    rows = read_table(path)
+    assert list(rows[0]) == ["epoch", "seconds", "dice", "iou"]
+    assert [(row["dice"], row["iou"]) for row in rows] == [("0.1", ""), ("0.7", "0.7")]
+
+
+def test_case_tables_hold_every_case_and_their_summary(tmp_path, caplog):
+    rows = [
+        {"case": "volume-7", "class": "liver", "dice": 0.9, "hd95_mm": 2.0},
+        {"case": "volume-7", "class": "tumor", "dice": 0.5, "hd95_mm": math.nan},
+        {"case": "volume-8", "class": "liver", "dice": 0.7, "hd95_mm": 5.0},
+        {"case": "volume-8", "class": "tumor", "dice": math.nan, "hd95_mm": math.nan},
+    ]
+    engine = Engine(lambda engine, batch: None)
+    engine.state.metric_details = {"segmentation": rows}
+    CaseTables(tmp_path / "evaluation", "segmentation").attach(engine)
+    with caplog.at_level("INFO", logger="scripts.handlers"):
+        engine.run([None])
+
+    assert (tmp_path / "evaluation" / "per_case.csv").read_text() == (
+        "case,class,dice,hd95_mm\n"
+        "volume-7,liver,0.9,2\n"
+        "volume-7,tumor,0.5,nan\n"
+        "volume-8,liver,0.7,5\n"
+        "volume-8,tumor,nan,nan\n"
+    )
+    # of two values a, b the standard deviation is |a - b| / √2: 0.2 / √2 and 3 / √2
+    assert (tmp_path / "evaluation" / "summary.csv").read_text() == (
+        "class,metric,cases,mean,sd,median,minimum,maximum\n"
+        "liver,dice,2,0.8,0.141421,0.8,0.7,0.9\n"
+        "liver,hd95_mm,2,3.5,2.12132,3.5,2,5\n"
+        "tumor,dice,1,0.5,nan,0.5,0.5,0.5\n"
+        "tumor,hd95_mm,0,nan,nan,nan,nan,nan\n"
+    )
+    assert f"2 cases, tables in {tmp_path / 'evaluation'}" in caplog.text
+
+
+def test_case_tables_are_those_of_the_metric_of_an_evaluator(tmp_path):
+    evaluator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=make_loader(),
+        network=make_network(),
+        postprocessing=AsDiscreted(keys="pred", argmax=True),
+        key_val_metric={
+            "dice": SegmentationMetrics(["background", "liver"], output_transform=from_engine(["pred", "label"]))
+        },
+        val_handlers=[CaseTables(tmp_path, "dice")],
+    )
+    evaluator.run()
+    per_case, summary = read_table(tmp_path / "per_case.csv"), read_table(tmp_path / "summary.csv")
+    assert [row["case"] for row in per_case] == ["case-0", "case-1", "case-2"]
+    assert [row["metric"] for row in summary] == [name for name in per_case[0] if name not in ("case", "class")]
+    for row in summary:
+        assert float(row["mean"]) == pytest.approx(
+            sum(float(case[row["metric"]]) for case in per_case) / 3, rel=1e-5, nan_ok=True
+        )
+
+
+def test_written_table_has_the_columns_of_its_first_row_and_six_digits(tmp_path):
+    rows = [{"name": "a, b", "count": 12345678, "value": 1 / 3}, {"name": "c", "value": math.nan}]
+    write_table(tmp_path / "new" / "table.csv", rows)
+    assert (tmp_path / "new" / "table.csv").read_bytes() == b'name,count,value\n"a, b",12345678,0.333333\nc,,nan\n'
+
+
+def test_existing_file_is_the_path_as_a_string(tmp_path):
+    (tmp_path / "model.pt").touch()
+    assert existing_file(tmp_path / "model.pt", "train first") == str(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["missing.pt", "."], ids=["missing", "a folder"])
+def test_a_file_that_does_not_exist_is_refused_with_what_to_do(tmp_path, name):
+    with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path))}.*: no such file; train first$"):
+        existing_file(tmp_path / name, "train first")
+
+
+def test_progress_bar_of_a_trainer_shows_the_loss(tmp_path, capsys):
+    training = Training(tmp_path, max_epochs=1)
+    losses = []
+    training.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output[0]["loss"])
+    )
+    EpochProgressBar(desc="training").attach(training.trainer)
+    training.run()
+    assert f"training: [1/3]  33%|███▎      , loss={losses[0]:.3g}" in capsys.readouterr().err
+
+
+def test_progress_bar_of_another_engine_shows_its_progress(capsys):
+    engine = Engine(lambda engine, batch: {"pred": batch})
+    EpochProgressBar(desc="validation").attach(engine)
+    engine.run([1, 2, 3])
+    text = capsys.readouterr().err
+    assert "validation: [2/3]  67%" in text
+    assert "loss" not in text
