@@ -4,7 +4,6 @@ VENV = .venv
 RUN = $(VENV)/bin/python
 BUNDLE = $(RUN) -m monai.bundle run
 DEMO = runs/demo
-export PYTHONPATH := $(CURDIR)
 
 .PHONY: help venv demo test test-slow lint clean
 

@@ -43,7 +43,7 @@ def test_the_two_self_contained_configs_agree_on_what_they_share():
     train, inference = read("train"), read("inference")
     shared = (
         "bundle_root", "ckpt_path", "target", "device", "amp", "spacing", "plane_size", "window_hu", "roi_size",
-        "overlap", "window_weights", "sw_batch_size", "image_key", "class_names", "network_def", "network",
+        "overlap", "window_weights", "sw_batch_size", "class_names", "network_def", "network",
     )  # fmt: skip
     for key in shared:
         assert train[key] == inference[key], key
