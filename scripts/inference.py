@@ -80,13 +80,14 @@ def images_root(dataset_dir: PathLike) -> str:
     return str(root.parent if is_image else root)
 
 
-def find_images(dataset_dir: PathLike, series: str = "") -> list[dict[str, str]]:
+def find_images(dataset_dir: PathLike, series: str = "", output_dir: PathLike = "") -> list[dict[str, str]]:
     """Return a list of ``{"image": path}``: a path is an image file or a folder of one DICOM series.
 
     Args:
         dataset_dir: an image file (NIfTI, NRRD, MetaImage), a DICOM series folder, or a folder with any of these,
             subfolders included.
         series: the series to take from folders that hold several, as named by the error that says so.
+        output_dir: where masks are written; below ``dataset_dir`` it is not searched, as masks are no images.
 
     Raises:
         InputError: if nothing is there or nothing is an image; if a folder holds several DICOM series and none is
@@ -102,7 +103,10 @@ def find_images(dataset_dir: PathLike, series: str = "") -> list[dict[str, str]]
         return [{"image": str(root)}]
 
     images: list[Path] = []
+    outputs = Path(output_dir).resolve() if output_dir else None
     for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
+        if outputs and outputs != root.resolve() and folder.resolve().is_relative_to(outputs):
+            continue
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         images += [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
         if any(_is_dicom(path) for path in files):

@@ -311,6 +311,14 @@ def test_images_are_found_in_subfolders_and_hidden_files_are_not(tmp_path):
     assert find_images(tmp_path) == [{"image": str(tmp_path / "b.nii")}, {"image": str(tmp_path / "a/c.MHA")}]
 
 
+def test_masks_of_an_earlier_run_are_not_taken_for_images(tmp_path):
+    for name in ("ct.nii", "out/ct_seg.nii.gz", "out/sub/b_seg.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images(tmp_path, output_dir=tmp_path / "out") == [{"image": str(tmp_path / "ct.nii")}]
+    assert len(find_images(tmp_path)) == 3
+
+
 @pytest.mark.parametrize(
     "path, name", [("x/ct.nii.gz", "ct"), ("ct.1.nii", "ct.1"), ("x/1.2.840/", "1.2.840"), ("CT.MHA", "CT")]
 )
