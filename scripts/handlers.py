@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,49 @@ class EpochProgressBar(ProgressBar):
             loss = from_engine(["loss"], first=True)
             kwargs.setdefault("output_transform", lambda output: {"loss": float(loss(output))})
         super().attach(engine, *args, **kwargs)
+
+
+class BatchNormRecalibration:
+    """Measures the statistics of all batch norms anew, over the training crops, before the network is validated.
+
+    With one crop per step, as in the paper, the running statistics follow the last few crops and the weights of a few
+    steps ago; what is then validated and saved is a network that was never trained. The mean over an epoch's crops with
+    the weights as they are (Wu and Johnson, 2021: "precise batch norm") mends that. Dropout is off meanwhile.
+
+    Attach it to the trainer before the handler that validates. It does nothing to a network without batch norm.
+
+    Args:
+        network: the network.
+        dataloader: of batches ``{"image": (B, C, H, W, D), ...}``; one pass over it.
+        interval: in epochs.
+    """
+
+    def __init__(self, network: nn.Module, dataloader: Iterable[Mapping[str, Any]], interval: int = 1):
+        self.network = network
+        self.dataloader = dataloader
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """Measure after every ``interval`` epochs of the trainer ``engine``."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Measure: a forward pass of every batch."""
+        norms = [module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            return
+        was_training, momenta = self.network.training, [norm.momentum for norm in norms]
+        self.network.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # PyTorch's cumulative mean
+            norm.train()
+        with torch.no_grad(), torch.autocast(engine.state.device.type, enabled=getattr(engine, "amp", False)):
+            for batch in self.dataloader:
+                self.network(batch["image"].to(engine.state.device))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.network.train(was_training)
 
 
 class BestCheckpoint:

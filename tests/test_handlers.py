@@ -18,6 +18,7 @@ from torch import nn, optim
 
 from scripts.errors import InputError
 from scripts.handlers import (
+    BatchNormRecalibration,
     BestCheckpoint,
     CaseTables,
     EpochProgressBar,
@@ -397,3 +398,30 @@ def test_progress_bar_of_another_engine_shows_its_progress(capsys):
     text = capsys.readouterr().err
     assert "validation: [2/3]  67%" in text
     assert "loss" not in text
+
+
+def test_batch_norm_is_recalibrated_to_the_mean_statistics_of_all_crops():
+    network = nn.Sequential(make_network(), nn.Dropout(0.9)).train()
+    convolution, norm = network[0][0], network[0][1]
+    norm.running_mean.fill_(99)
+    weights = [parameter.clone() for parameter in network.parameters()]
+    engine = Engine(lambda engine, batch: None)
+    engine.state.device = torch.device("cpu")
+    BatchNormRecalibration(network, make_loader(), interval=2).attach(engine)
+
+    engine.run([0], max_epochs=1)
+    assert (norm.running_mean == 99).all()
+    engine.run([0], max_epochs=2)
+    with torch.no_grad():
+        features = [convolution(batch["image"]).transpose(0, 1).flatten(1) for batch in make_loader()]
+    torch.testing.assert_close(norm.running_mean, torch.stack([f.mean(dim=1) for f in features]).mean(dim=0))
+    torch.testing.assert_close(norm.running_var, torch.stack([f.var(dim=1) for f in features]).mean(dim=0))
+    assert norm.momentum == 0.1
+    assert all(module.training for module in network.modules())
+    assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
+
+
+def test_a_network_without_batch_norm_is_not_run_for_recalibration():
+    engine = Engine(lambda engine, batch: None)
+    BatchNormRecalibration(nn.Conv3d(1, 1, 1), [None]).attach(engine)
+    engine.run([0], max_epochs=1)
