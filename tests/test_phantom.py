@@ -8,22 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scripts import phantom
 from scripts.errors import InputError
-from scripts.phantom import (
-    Capsule,
-    Ellipsoid,
-    Phantom,
-    SmoothField,
-    add_noise,
-    draw_patient,
-    make_phantom,
-    paint,
-    smooth_max,
-    smooth_min,
-    superellipse_mm,
-    write_phantoms,
-)
+from scripts.phantom import Phantom, add_noise, draw_patient, make_phantom, paint, scan, write_phantoms
+from scripts.phantom.randomness import SmoothField
+from scripts.phantom.shapes import Capsule, Ellipsoid, smooth_max, smooth_min, superellipse_mm
 
 SMALL = (64, 64, 48)
 
@@ -176,7 +164,7 @@ def test_same_patient_on_two_grids_has_the_same_liver():
 
 def test_painting_in_thinner_slabs_leaves_no_seam(monkeypatch):
     whole = small_phantom(6)
-    monkeypatch.setattr(phantom, "SLAB_VOXELS", 64 * 64 * 7)
+    monkeypatch.setattr(scan, "SLAB_VOXELS", 64 * 64 * 7)
     pieces = make_phantom(6, SMALL)
     np.testing.assert_array_equal(pieces.label, whole.label)
     assert np.abs(pieces.image.astype(int) - whole.image).max() <= 1
@@ -322,6 +310,7 @@ def test_a_case_does_not_depend_on_how_many_are_written(tmp_path):
 
 def test_a_failing_write_leaves_no_file_behind(tmp_path, monkeypatch):
     def save_half(nifti, path):
+        assert path.name.endswith("volume-0.nii.gz")  # nibabel chooses the format by the suffix
         path.write_bytes(b"half")
         raise OSError("disk full")
 
@@ -340,6 +329,8 @@ def test_a_number_of_cases_that_is_not_positive_is_an_input_error(tmp_path, case
 def test_a_negative_seed_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="seed: expected a whole number of at least 0, received -1"):
         write_phantoms(tmp_path, seed=-1)
+    with pytest.raises(InputError, match="seed: expected a whole number of at least 0, received -1"):
+        make_phantom(-1, SMALL)
 
 
 @pytest.mark.parametrize("size", [(31, 64, 64), (64, 64), 64, "64,64,64", (64.0, 64, 64)])
@@ -350,9 +341,10 @@ def test_a_size_that_is_too_small_or_malformed_is_an_input_error(tmp_path, size)
         make_phantom(0, size)
 
 
-def test_a_spacing_that_is_not_positive_is_an_input_error():
+@pytest.mark.parametrize("spacing", [(1, 0, 1), (1, float("nan"), 1), (1, 1, float("inf")), (1, 1)])
+def test_a_spacing_that_is_not_positive_is_an_input_error(spacing):
     with pytest.raises(InputError, match="spacing: expected three positive numbers"):
-        make_phantom(0, SMALL, spacing=(1, 0, 1))
+        make_phantom(0, SMALL, spacing=spacing)
 
 
 def test_an_output_folder_that_is_a_file_is_an_input_error(tmp_path):

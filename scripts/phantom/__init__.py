@@ -1,0 +1,20 @@
+"""What does an abdominal CT of a made-up patient look like?
+
+Draws a patient (all lengths in millimetres of a body frame), then looks at it through a voxel grid: the same seed on
+another grid is the same patient. Nothing here comes from a real scan.
+
+    python -m scripts.phantom --output_dir data/phantoms --cases 20 --seed 0
+
+The body frame has x to the patient's left, y to the front, z to the head (RAS+), its origin on the body axis at the
+height of the top of the right diaphragm.
+
+From leaf to root: `shapes` and `randomness`, then `tissues`; the anatomy in `trunk`, `liver`, `gut` and `organs`, put
+together in `patient`; `slab` and `painting`, from a patient to HU and label; `scan`, from those to a phantom; `write`.
+"""
+
+from scripts.phantom.painting import paint
+from scripts.phantom.patient import draw_patient
+from scripts.phantom.scan import Phantom, add_noise, make_phantom
+from scripts.phantom.write import write_phantoms
+
+__all__ = ["Phantom", "add_noise", "draw_patient", "make_phantom", "paint", "write_phantoms"]

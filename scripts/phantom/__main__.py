@@ -1,0 +1,31 @@
+"""Write LiTS-named CTs of made-up patients: ``python -m scripts.phantom --output_dir D --cases N --seed S``."""
+
+import fire
+
+from scripts.errors import report_input_errors
+from scripts.phantom.write import write_phantoms
+
+
+def _write_and_say_where(
+    output_dir: str, cases: int = 20, seed: int = 0, size: tuple[int, int, int] = (128, 128, 64)
+) -> None:
+    """Write LiTS-named CTs of made-up patients, with their liver and tumours labelled.
+
+    Args:
+        output_dir: folder for volume-N.nii.gz and segmentation-N.nii.gz.
+        cases: how many patients.
+        seed: the same seed gives the same patients.
+        size: voxels from right to left, back to front and foot to head.
+    """
+    paths = write_phantoms(str(output_dir), cases, seed, size)
+    many = "1 case is" if len(paths) == 1 else f"{len(paths)} cases are"
+    print(f"{many} in {paths[0][0].parent} (volume-N.nii.gz, segmentation-N.nii.gz)")
+
+
+def main() -> None:
+    report_input_errors()
+    fire.Fire(_write_and_say_where)
+
+
+if __name__ == "__main__":
+    main()
