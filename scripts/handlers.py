@@ -97,6 +97,38 @@ class BatchNormRecalibration:
         self.network.train(was_training)
 
 
+class WeightsLoader:
+    """Loads a network's weights, a state dict alone, before an engine runs.
+
+    Args:
+        network: the network.
+        path: of the file.
+
+    Raises:
+        InputError: if there is no such file; when the engine starts, if it is damaged or of another network.
+    """
+
+    def __init__(self, network: nn.Module, path: str | os.PathLike):
+        self.network = network
+        remedy = "train first, convert released weights to it, or give other weights by --ckpt_path"
+        self.path = existing_file(path, remedy)
+
+    def attach(self, engine: Engine) -> None:
+        """Load when ``engine`` starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights; every tensor must be there and fit."""
+        weights = read_checkpoint(self.path)
+        try:
+            self.network.load_state_dict(weights)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{self.path}: not weights of this network; give the configs, --target and network settings that they "
+                "were trained with, or other weights by --ckpt_path"
+            ) from error
+
+
 class BestCheckpoint:
     """Keeps the weights of the network's best epoch by an evaluator's key metric: its state dict alone, in one file.
 

@@ -109,7 +109,7 @@ def test_the_command_writes_a_plain_state_dict(tmp_path):
     command = [sys.executable, "-m", "scripts.convert_released_weights", "--network", "unet"]
     done = subprocess.run(
         [*command, "--checkpoint", str(checkpoint), "--output", str(output)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT, capture_output=True, encoding="utf-8", check=True,
     )  # fmt: skip
     assert "24 tensors" in done.stdout
     UNet().load_state_dict(torch.load(output, weights_only=True))

@@ -320,7 +320,7 @@ def test_section_gives_its_items_and_an_empty_one_says_so():
 
 def run_command(*arguments):
     command = [sys.executable, "-m", "scripts.data", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=Path(__file__).parent.parent)
 
 
 def test_make_ends_with_the_counts_and_where_the_files_are(tmp_path):

@@ -33,7 +33,7 @@ except InputError:
 def run(code, **variables):
     environment = {name: value for name, value in os.environ.items() if name != TRACEBACK_VARIABLE} | variables
     command = [sys.executable, "-c", SETUP + code]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False)
 
 
 @pytest.mark.parametrize("code", [PLAIN, CHAINED, WHILE_HANDLING], ids=["plain", "chained", "while handling"])

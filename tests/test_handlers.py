@@ -24,6 +24,7 @@ from scripts.handlers import (
     EpochProgressBar,
     EpochTable,
     RunCheckpoint,
+    WeightsLoader,
     existing_file,
     write_table,
 )
@@ -425,3 +426,24 @@ def test_a_network_without_batch_norm_is_not_run_for_recalibration():
     engine = Engine(lambda engine, batch: None)
     BatchNormRecalibration(nn.Conv3d(1, 1, 1), [None]).attach(engine)
     engine.run([0], max_epochs=1)
+
+
+def test_weights_are_loaded_when_the_engine_starts(tmp_path):
+    trained, network = make_network(), make_network()
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    engine = Engine(lambda engine, batch: None)
+    WeightsLoader(network, tmp_path / "model.pt").attach(engine)
+    engine.run([0])
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("content", [make_network(width=4).state_dict(), {"model": {}}, [1, 2]])
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    engine = Engine(lambda engine, batch: None)
+    WeightsLoader(make_network(), tmp_path / "model.pt").attach(engine)
+    with pytest.raises(
+        InputError, match=r"model\.pt: not weights of this network; give the configs, --target"
+    ) as error:
+        engine.run([0])
+    assert "\n" not in str(error.value)

@@ -357,7 +357,7 @@ def test_an_output_folder_that_is_a_file_is_an_input_error(tmp_path):
 def test_command_line_says_how_many_cases_are_where_and_reports_errors_in_one_line(tmp_path):
     def run(*options: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "scripts.phantom", "--output_dir", str(tmp_path), *options]
-        return subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run(command, capture_output=True, encoding="utf-8")
 
     done = run("--cases", "1", "--seed", "4", "--size", "32,32,32")
     assert done.returncode == 0

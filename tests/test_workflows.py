@@ -194,7 +194,7 @@ def test_a_bad_case_ends_the_command_with_one_line_and_writes_no_datalist(phanto
     (tmp_path / "volume-3.nii.gz").write_bytes((phantoms / "volume-3.nii.gz").read_bytes()[:30_000])
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train.json", "--min_slices", "32"]
     command += ["--dataset_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
