@@ -3,6 +3,7 @@ import sys
 from dataclasses import replace
 from functools import lru_cache
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -186,11 +187,27 @@ def test_liver_is_on_the_right_and_under_the_lungs_by_the_affine():
         phantom = small_phantom(seed)
         liver, lungs = world_mm(phantom, phantom.label > 0), find_lungs(phantom)
         body = world_mm(phantom, phantom.image > -300)
-        assert np.median(liver[:, 0]) < np.median(body[:, 0]) - 20
+        assert np.median(liver[:, 0]) > np.median(body[:, 0]) + 20  # x of RAS+ grows towards the patient's right
         if lungs.sum() > 300:
             seen += 1
             assert np.median(world_mm(phantom, lungs)[:, 2]) > np.median(liver[:, 2]) + 20
     assert seen >= 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_itk_too_finds_the_liver_on_the_patient_s_right_and_the_spine_behind(seed, tmp_path):
+    """ITK reads LPS: x grows towards the patient's left, y to the back."""
+    write_phantoms(str(tmp_path), cases=1, seed=seed, size=SMALL)
+    image, label = (itk.imread(str(tmp_path / f"{name}-0.nii.gz")) for name in ("volume", "segmentation"))
+
+    def middle_mm(mask: np.ndarray) -> np.ndarray:
+        points = [image.TransformIndexToPhysicalPoint(index[::-1].tolist()) for index in np.argwhere(mask)[::200]]
+        return np.median(np.array(points), axis=0)
+
+    hu = itk.array_view_from_image(image)
+    body = middle_mm(hu > -300)
+    assert middle_mm(itk.array_view_from_image(label) > 0)[0] < body[0] - 20
+    assert middle_mm(hu > 300)[1] > body[1] + 2
 
 
 def test_bone_of_the_spine_is_behind_the_body_s_middle():

@@ -5,8 +5,8 @@ another grid is the same patient. Nothing here comes from a real scan.
 
     python -m scripts.phantom --output_dir data/phantoms --cases 20 --seed 0
 
-The body frame has x to the patient's left, y to the front, z to the head (RAS+), its origin on the body axis at the
-height of the top of the right diaphragm.
+The body frame has x to the patient's left, y to the front, z to the head, its origin on the body axis at the height of
+the top of the right diaphragm; `scan` turns it into the RAS+ of NIfTI, whose x runs to the patient's right.
 
 From leaf to root: `shapes` and `randomness`, then `tissues`; the anatomy in `trunk`, `liver`, `gut` and `organs`, put
 together in `patient`; `slab` and `painting`, from a patient to HU and label; `scan`, from those to a phantom; `write`.

@@ -15,7 +15,7 @@ def _write_and_say_where(
         output_dir: folder for volume-N.nii.gz and segmentation-N.nii.gz.
         cases: how many patients.
         seed: the same seed gives the same patients.
-        size: voxels from right to left, back to front and foot to head.
+        size: voxels along the left-right, back-front and foot-head axis.
     """
     paths = write_phantoms(str(output_dir), cases, seed, size)
     many = "1 case is" if len(paths) == 1 else f"{len(paths)} cases are"

@@ -13,6 +13,7 @@ from scripts.phantom.patient import Patient, draw_patient
 
 MIN_SIZE_VOXELS = 32
 SLAB_VOXELS = 4_000_000  # painted at a time
+TO_RAS = np.diag([-1.0, 1.0, 1.0, 1.0])  # the body frame's x runs to the patient's left, that of RAS+ to the right
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def make_phantom(
 
     Args:
         seed: of everything, not negative; the patient depends on nothing else, the noise also on the grid.
-        size: voxels from right to left, back to front and foot to head, before any flip.
+        size: voxels along the left-right, back-front and foot-head axis.
         spacing: millimetres along the same axes; None draws one that suits the body.
         reorient: flip axes at random, as LiTS headers do, the affine with them; False keeps RAS+.
 
@@ -143,9 +144,10 @@ def make_phantom(
     image = add_noise(image, patient, spacing, np.random.default_rng(noise_seed))
     image = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
 
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = [axis[0] for axis in axes]
-    flips = np.random.default_rng(flip_seed).random(3) < ((0.5, 0.5, 0.15) if reorient else (0, 0, 0))
+    affine = TO_RAS @ np.diag([*spacing, 1.0])
+    affine[:3, 3] = TO_RAS[:3, :3] @ [axis[0] for axis in axes]
+    to_ras = np.diag(TO_RAS)[:3] < 0
+    flips = np.random.default_rng(flip_seed).random(3) < (0.5, 0.5, 0.15) if reorient else to_ras
     for axis in np.flatnonzero(flips):
         affine[:3, 3] += affine[:3, axis] * (size[axis] - 1)
         affine[:3, axis] *= -1
