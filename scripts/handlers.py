@@ -1,14 +1,19 @@
 """What happens around an engine's epochs: its progress bar, its checkpoints and its tables."""
 
 import csv
+import json
 import logging
 import math
 import os
+import platform
+import statistics
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import monai
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, ProgressBar
@@ -19,6 +24,11 @@ from torch import nn, optim
 from scripts.errors import InputError
 from scripts.files import read_checkpoint, written_whole
 from scripts.metrics import summarize
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 logger = logging.getLogger(__name__)
 
@@ -219,13 +229,85 @@ class RunCheckpoint:
         logger.info("resuming after epoch %d of %s", engine.state.epoch, self.path)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the file."""
+        """Write the file, and note in the engine's state how large it is and how long that took."""
+        started = time.perf_counter()
         with written_whole(self.path) as temporary:
             torch.save({name: item.state_dict() for name, item in self.save_dict.items()}, temporary)
+        engine.state.checkpoint_seconds = time.perf_counter() - started
+        engine.state.checkpoint_mb = os.path.getsize(self.path) / 1e6
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the most memory used so far, in MB: of a CUDA device by tensors, else of this process; NaN if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if resource is None:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+class RunFacts:
+    """Writes, after every epoch of a trainer, what the run cost and with what it was made: ``run.json``.
+
+    Its keys: network (class), parameters, device, threads, versions, max_epochs, epochs (done), steps_per_epoch,
+    seconds_per_step (median; loading of the batch not included), peak_memory_mb (see `peak_memory_mb`), and of the last
+    `RunCheckpoint`, if one is attached before this, checkpoint_mb and checkpoint_seconds. What is not known is null.
+
+    Args:
+        network: that is trained.
+        path: of the JSON file.
+    """
+
+    def __init__(self, network: nn.Module, path: str | os.PathLike):
+        self.network = network
+        self.path = Path(path)
+        self.steps: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Time every step of the trainer ``engine``, and write after every epoch."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self.start_step)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.end_step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def start_step(self, engine: Engine) -> None:
+        """Note when a step began."""
+        self.step_started = time.perf_counter()
+
+    def end_step(self, engine: Engine) -> None:
+        """Note how long the step took."""
+        if engine.state.device.type == "cuda":
+            torch.cuda.synchronize(engine.state.device)
+        self.steps.append(time.perf_counter() - self.step_started)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the file."""
+        device = torch.device(engine.state.device)
+        facts = {
+            "network": type(self.network).__name__,
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__
+            },
+            "max_epochs": engine.state.max_epochs,
+            "epochs": engine.state.epoch,
+            "steps_per_epoch": engine.state.epoch_length,
+            "seconds_per_step": statistics.median(self.steps),
+            "peak_memory_mb": peak_memory_mb(device),
+            "checkpoint_mb": getattr(engine.state, "checkpoint_mb", math.nan),
+            "checkpoint_seconds": getattr(engine.state, "checkpoint_seconds", math.nan),
+        }  # fmt: skip
+        known = {key: None if isinstance(fact, float) and math.isnan(fact) else fact for key, fact in facts.items()}
+        with written_whole(self.path) as temporary:
+            temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
 class EpochTable:
     """A CSV with a row per epoch: its number, its seconds, the learning rate, and every metric of the engine.
+
+    The seconds are those from the epoch's start to the end of its last step: without what other handlers do after it.
 
     A row replaces those of the same and of later epochs, so a training that is resumed, or begun again in the same
     folder, leaves one row per epoch.
@@ -238,20 +320,25 @@ class EpochTable:
     def __init__(self, path: str | os.PathLike, optimizer: optim.Optimizer | None = None):
         self.path = Path(path)
         self.optimizer = optimizer
-        self.started = math.nan
+        self.started = self.ended = math.nan
 
     def attach(self, engine: Engine) -> None:
         """Add a row after every epoch of ``engine``."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.end)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
         """Note when the epoch began."""
         self.started = time.perf_counter()
 
+    def end(self, engine: Engine) -> None:
+        """Note when the latest step ended."""
+        self.ended = time.perf_counter()
+
     def __call__(self, engine: Engine) -> None:
         """Write the table with this epoch's row."""
-        row: dict[str, Any] = {"epoch": engine.state.epoch, "seconds": time.perf_counter() - self.started}
+        row: dict[str, Any] = {"epoch": engine.state.epoch, "seconds": self.ended - self.started}
         if self.optimizer is not None:
             row["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         row |= {name: float(value) for name, value in engine.state.metrics.items()}
@@ -282,7 +369,7 @@ class CaseTables:
         """Write both tables."""
         rows = engine.state.metric_details[self.metric_name]
         write_table(self.output_dir / "per_case.csv", rows)
-        metrics = [name for name in rows[0] if name not in ("case", "class")]
+        metrics = [name for name, value in rows[0].items() if not isinstance(value, str)]
         summary = [
             {"class": class_name} | line
             for class_name in dict.fromkeys(row["class"] for row in rows)

@@ -93,7 +93,8 @@ class SegmentationMetrics(Metric):
     ``engine.state.metric_details[name]`` its `rows`. Attached as ``dice``, it makes Dice the engine's key metric.
 
     `update` takes (predictions, labels): class indices ``(1, H, W, D)`` each, as MONAI's engines decollate them.
-    Cases are named by the file that the label's metadata names; spacing comes from there too, else it is 1 mm.
+    Cases are named by the file that the label's metadata names; spacing comes from there too, else it is 1 mm. Each row
+    also has the files of its image (as the prediction's metadata name it), its label and its saved prediction, if any.
 
     Args:
         class_names: of all classes, background first.
@@ -123,11 +124,17 @@ class SegmentationMetrics(Metric):
                 raise ValueError(f"prediction has shape {tuple(pred.shape)}, its label {tuple(label.shape)}")
             spacing_mm = label.pixdim.tolist() if isinstance(label, MetaTensor) else [1.0, 1.0, 1.0]
             case = _case_name(label, default=f"case-{len(self.rows) // len(self.foreground)}")
+            files = {
+                "image": _metadata(pred, ImageMetaKey.FILENAME_OR_OBJ),
+                "label": _metadata(label, ImageMetaKey.FILENAME_OR_OBJ),
+                "prediction": _metadata(pred, "saved_to"),
+            }
             pred_classes, label_classes = (torch.as_tensor(mask)[0].detach() for mask in (pred, label))
             for index, class_name in self.foreground:
                 self.rows.append(
                     {"case": case, "class": class_name}
                     | self._measure(pred_classes == index, label_classes == index, spacing_mm)
+                    | files
                 )
 
     def _measure(self, pred: Tensor, label: Tensor, spacing_mm: list[float]) -> dict[str, float]:
@@ -163,8 +170,10 @@ class SegmentationMetrics(Metric):
             engine.state.metric_details[name] = list(self.rows)
 
 
+def _metadata(tensor: Tensor, key: str) -> str:
+    return str(tensor.meta.get(key, "")) if isinstance(tensor, MetaTensor) else ""
+
+
 def _case_name(label: Tensor, default: str) -> str:
-    if not isinstance(label, MetaTensor) or ImageMetaKey.FILENAME_OR_OBJ not in label.meta:
-        return default
-    name = os.path.basename(str(label.meta[ImageMetaKey.FILENAME_OR_OBJ]))
-    return name.removesuffix(".gz").removesuffix(".nii")
+    name = os.path.basename(_metadata(label, ImageMetaKey.FILENAME_OR_OBJ))
+    return name.removesuffix(".gz").removesuffix(".nii") or default

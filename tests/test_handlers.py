@@ -1,10 +1,13 @@
 """The best weights are kept, a resumed training ends as an uninterrupted one does, tables have every row."""
 
 import csv
+import json
 import math
+import platform
 import re
 import time
 
+import monai
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -16,6 +19,7 @@ from monai.transforms import AsDiscreted
 from monai.utils import set_determinism
 from torch import nn, optim
 
+from scripts import handlers
 from scripts.errors import InputError
 from scripts.handlers import (
     BatchNormRecalibration,
@@ -24,8 +28,10 @@ from scripts.handlers import (
     EpochProgressBar,
     EpochTable,
     RunCheckpoint,
+    RunFacts,
     WeightsLoader,
     existing_file,
+    peak_memory_mb,
     write_table,
 )
 from scripts.losses import TverskyCrossEntropyLoss
@@ -101,6 +107,7 @@ class Training:
                 EpochTable(folder / "training.csv", self.optimizer),
                 LrScheduleHandler(lr_scheduler, print_lr=False),
                 RunCheckpoint(objects, folder / "last.pt", resume),
+                RunFacts(self.network, folder / "run.json"),
             ],
         )
 
@@ -280,6 +287,13 @@ def test_epoch_table_has_a_row_per_epoch(tmp_path):
     assert all(0.01 <= float(row["seconds"]) < 10 for row in rows)
 
 
+def test_epoch_table_counts_the_seconds_of_the_steps_alone(tmp_path):
+    engine = Engine(lambda engine, batch: time.sleep(0.01))
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: time.sleep(0.3))
+    run_epochs(tmp_path / "training.csv", [0.5], engine=engine)
+    assert float(read_table(tmp_path / "training.csv")[0]["seconds"]) < 0.3
+
+
 def test_epoch_table_has_no_learning_rate_without_an_optimizer(tmp_path):
     run_epochs(tmp_path / "validation.csv", [0.5])
     assert list(read_table(tmp_path / "validation.csv")[0]) == ["epoch", "seconds", "dice"]
@@ -357,7 +371,8 @@ def test_case_tables_are_those_of_the_metric_of_an_evaluator(tmp_path):
     evaluator.run()
     per_case, summary = read_table(tmp_path / "per_case.csv"), read_table(tmp_path / "summary.csv")
     assert [row["case"] for row in per_case] == ["case-0", "case-1", "case-2"]
-    assert [row["metric"] for row in summary] == [name for name in per_case[0] if name not in ("case", "class")]
+    words = ("case", "class", "image", "label", "prediction")
+    assert [row["metric"] for row in summary] == [name for name in per_case[0] if name not in words]
     for row in summary:
         assert float(row["mean"]) == pytest.approx(
             sum(float(case[row["metric"]]) for case in per_case) / 3, rel=1e-5, nan_ok=True
@@ -447,3 +462,33 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path, content):
     ) as error:
         engine.run([0])
     assert "\n" not in str(error.value)
+
+
+# --- run.json ----------------------------------------------------------------------------------------------------
+
+
+def test_run_facts_say_what_the_run_cost(tmp_path):
+    training = Training(tmp_path, max_epochs=2).run()
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["network"] == type(training.network).__name__
+    assert facts["parameters"] == sum(parameter.numel() for parameter in training.network.parameters())
+    assert (facts["epochs"], facts["max_epochs"], facts["steps_per_epoch"], facts["device"]) == (2, 2, 3, "cpu")
+    assert (facts["versions"]["torch"], facts["versions"]["monai"]) == (torch.__version__, monai.__version__)
+    assert facts["versions"]["python"] == platform.python_version()
+    assert 0 < facts["seconds_per_step"] < 5
+    assert 0 < facts["checkpoint_seconds"] < 5
+    assert facts["checkpoint_mb"] == pytest.approx((tmp_path / "last.pt").stat().st_size / 1e6)
+    assert facts["peak_memory_mb"] == pytest.approx(peak_memory_mb(torch.device("cpu")), rel=0.1)
+
+
+def test_peak_memory_of_the_process_grows_with_what_it_holds():
+    before = peak_memory_mb(torch.device("cpu"))
+    assert 50 < before < 100_000
+    held = torch.ones(int(before * 1e6) // 4)  # as much again
+    assert peak_memory_mb(torch.device("cpu")) > before + 0.5 * held.numel() * 4e-6
+
+
+def test_run_facts_leave_out_what_is_not_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(handlers, "resource", None)  # as on Windows
+    Training(tmp_path, max_epochs=1).run()
+    assert json.loads((tmp_path / "run.json").read_text())["peak_memory_mb"] is None
