@@ -1,0 +1,78 @@
+"""What the networks are built of: padding, up-sampling, convolution stages, and the multi-scale block."""
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers import get_norm_layer
+from torch import Tensor, nn
+
+PRELU_SLOPE = 0.25  # PyTorch's initial slope, used as the nonlinearity's in the Kaiming initialisation
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Repeat the last plane of each spatial axis of ``(B, C, H, W, D)`` until ``multiple`` divides its size."""
+    pad = [-image.shape[axis] % multiple for axis in (4, 3, 2)]
+    if sum(pad) == 0:
+        return image
+    return F.pad(image, [0, pad[0], 0, pad[1], 0, pad[2]], mode="replicate")
+
+
+def upsample(x: Tensor, size: list[int]) -> Tensor:
+    """Enlarge the spatial axes of ``(B, C, H, W, D)`` to ``size`` trilinearly (Sec. 3.3.4), corners not aligned."""
+    if x.shape[2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
+
+
+def initialize_convolutions(network: nn.Module) -> None:
+    """Kaiming-initialise the weights of every convolution and zero its bias, as the released training does."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, a=PRELU_SLOPE)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def convolution_stage(in_channels: int, out_channels: int, depth: int, dilation: int = 1) -> nn.Sequential:
+    """Return (3×3×3 convolution → PReLU with a slope per channel) × ``depth``; the size stays."""
+    layers: list[nn.Module] = []
+    for index in range(depth):
+        channels = in_channels if index == 0 else out_channels
+        layers.append(nn.Conv3d(channels, out_channels, 3, padding=dilation, dilation=dilation))
+        layers.append(nn.PReLU(out_channels))
+    return nn.Sequential(*layers)
+
+
+class Downsampling(nn.Sequential):
+    """Max-pooling 3 (stride 1) → convolution → norm → ELU: Eq. 5 with the order of the release.
+
+    With ``stride`` 2 the convolution is 2×2×2 and halves the size; with 1 it is 3×3×3 and keeps it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str | tuple, elu_alpha: float):
+        kernel_size = 2 if stride == 2 else 3
+        super().__init__(
+            nn.MaxPool3d(3, stride=1, padding=1),
+            nn.Conv3d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 3),
+            get_norm_layer(norm, spatial_dims=3, channels=out_channels),
+            nn.ELU(alpha=elu_alpha),
+        )
+
+
+class MultiScaleBlock(nn.Module):
+    """Two-branch multi-scale block with hierarchical convolutions, HCNN (Sec. 3.3.2, Eq. 14-17).
+
+    ``(B, in_channels, H, W, D)`` → two branches of two convolutions, of which one sees 5³ voxels (Eq. 14), the other 9³
+    (Eq. 15) → concatenation (Eq. 16) → 1×1×1 convolution to ``(B, out_channels, H, W, D)`` (Eq. 17).
+
+    The paper gives no kernel sizes: both are 3×3×3 here, the second branch's dilated by 2. A PReLU follows each
+    convolution but the last, without which two linear ones in a row (as printed) would be one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.near = convolution_stage(in_channels, out_channels, depth=2)
+        self.far = convolution_stage(in_channels, out_channels, depth=2, dilation=2)
+        self.fuse = nn.Conv3d(2 * out_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fuse(torch.cat([self.near(x), self.far(x)], dim=1))

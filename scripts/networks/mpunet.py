@@ -1,0 +1,241 @@
+"""MPU-Net: the paper's network, as released, with every module of its text as an option."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers import get_norm_layer
+from torch import Tensor, nn
+
+from scripts.networks.attention import (
+    ATTENTION_REDUCTION,
+    AttentionGate,
+    CrossAttention,
+    PatchSequence,
+    PositionAttention,
+)
+from scripts.networks.fusion import MeanFusion, PyramidPoolingFusion, WeightedFusion, log_probabilities
+from scripts.networks.layers import (
+    Downsampling,
+    MultiScaleBlock,
+    convolution_stage,
+    initialize_convolutions,
+    pad_to_multiple,
+    upsample,
+)
+
+
+class DecoderLevel(nn.Module):
+    """One level of the decoder: three convolutions of residual and skip, plus the residual, gated by the residual.
+
+    ``residual`` and the result are ``(B, channels, H, W, D)``, ``skip`` is ``(B, skip_channels, H, W, D)``.
+
+    Args:
+        channels: of ``residual``: what comes from the level below.
+        skip_channels: of ``skip``: what comes from the encoder.
+        norm: any norm of MONAI.
+        from_skip: convolve the skip alone, as at the lowest level, instead of both.
+        multi_scale: a `MultiScaleBlock` in the place of the convolutions.
+        gated: whether there is a gate.
+        cross_attention: by which ``residual`` first attends to ``skip``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        skip_channels: int,
+        norm: str | tuple,
+        from_skip: bool = False,
+        multi_scale: bool = False,
+        gated: bool = True,
+        cross_attention: CrossAttention | None = None,
+    ):
+        super().__init__()
+        in_channels = skip_channels if from_skip else channels + skip_channels
+        if multi_scale:
+            self.stage = MultiScaleBlock(in_channels, channels)
+        else:
+            self.stage = convolution_stage(in_channels, channels, depth=3)
+        self.gate = AttentionGate(channels, norm) if gated else None
+        self.from_skip = from_skip
+        self.cross_attention = cross_attention
+
+    def forward(self, residual: Tensor, skip: Tensor) -> Tensor:
+        if self.cross_attention is not None:
+            residual = self.cross_attention(residual, skip)
+        x = self.stage(skip if self.from_skip else torch.cat([residual, skip], dim=1)) + residual
+        return x if self.gate is None else self.gate(x, residual)
+
+
+class MPUNet(nn.Module):
+    """MPU-Net (Fig. 2): a residual encoder, position attention at its end, a gated decoder, four fused output maps.
+
+    The defaults are the released network of Table 6 without its dead modules, 21,507,255 parameters, with the ELU of
+    the paper (α = 1; the release sets α to the number of channels by a slip, see ``elu_alpha``). What the paper's text
+    has beyond the release are options, off by default.
+
+    In evaluation the result is ``(B, out_channels, H, W, D)`` log-probabilities: the mean of the four maps' softmax
+    (Eq. 18). In training with ``deep_supervision`` it is ``(B, 4, out_channels, H, W, D)``: the fused map, then the
+    coarse ones of 1/2, 1/4 and 1/8 resolution, each enlarged to the full size. Sizes that 8 does not divide are padded
+    by repeating the last plane and cropped back.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: classes, background included.
+        channels: of the five encoder levels, at 1, 1/2, 1/4, 1/8 and 1/8 of the resolution; 8 must divide the last.
+        dropout: probability, after encoders 2-5 and after all gates but the last (elementwise, training only).
+        norm: any norm of MONAI, as a name or (name, arguments).
+        elu_alpha: α of the five down-sampling blocks' ELU, one for all or one each
+            (the released network has 32, 64, 128, 256, 512).
+        deep_supervision: also return the coarse maps in training.
+        position_attention: the PAM at the encoder's end (Eq. 8-9).
+        attention_gates: the gates of the decoder (Eq. 10-12).
+        attention_heads: heads of every attention (Sec. 3.2.3, Eq. 6-7).
+        attention_scaled: whether every attention divides its scores by √d (Eq. 7), or not (Eq. 8).
+        attention_reduction: an attention's channels over those of its queries and keys; 1 is Eq. 6.
+        attention_levels: encoder levels, 1 to 5, that end in a PAM too (Sec. 3.5, the paper's future work).
+        cross_attention: after each up-sampling, the decoder attends to the skip (Sec. 3.3).
+        max_keys: the most keys and values of ``attention_levels`` and ``cross_attention``; of more positions, they are
+            averaged (`PositionAttention`). The PAM at the encoder's end always has all.
+        patch_size: P of the patches in whose sequence the encoder's end attends (Eq. 1-4); None: no patches and no
+            position embedding, as in the release. The encoder has halved the size three times before.
+        embedding_size: grid on which the patches' position embedding is learned (Eq. 2).
+        multi_scale: two-branch multi-scale blocks in the decoder (Eq. 14-17) instead of three convolutions.
+        fusion_weights: fuse the maps with learned weights (Sec. 3.5) instead of by their mean.
+        pyramid_pooling: fuse the maps by pyramid pooling with these bins (Sec. 3.5), such as (1, 2, 3, 6); empty: off.
+
+    Raises:
+        ValueError: for other than five ``channels`` or ``elu_alpha``, for channels that ``attention_heads *
+            attention_reduction`` does not divide where there is attention, for ``attention_levels`` outside 1-5, for
+            ``patch_size`` without ``position_attention``, or for two ways of fusion.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        channels: Sequence[int] = (16, 32, 64, 128, 256),
+        dropout: float = 0.2,
+        norm: str | tuple = "batch",
+        elu_alpha: float | Sequence[float] = 1.0,
+        deep_supervision: bool = True,
+        position_attention: bool = True,
+        attention_gates: bool = True,
+        attention_heads: int = 1,
+        attention_scaled: bool = False,
+        attention_reduction: int = ATTENTION_REDUCTION,
+        attention_levels: Sequence[int] = (),
+        cross_attention: bool = False,
+        max_keys: int = 4096,
+        patch_size: int | None = None,
+        embedding_size: Sequence[int] = (8, 8, 6),
+        multi_scale: bool = False,
+        fusion_weights: bool = False,
+        pyramid_pooling: Sequence[int] = (),
+    ):
+        super().__init__()
+        alphas = [float(elu_alpha)] * 5 if isinstance(elu_alpha, int | float) else [float(a) for a in elu_alpha]
+        if len(channels) != 5 or len(alphas) != 5:
+            raise ValueError(f"MPUNet has five levels, got channels {list(channels)} and elu_alpha {alphas}")
+        if not set(attention_levels) <= set(range(1, 6)):
+            raise ValueError(f"attention_levels are encoder levels 1 to 5, got {list(attention_levels)}")
+        if patch_size is not None and not position_attention:
+            raise ValueError("patch_size is of the sequence of the position attention, but position_attention is off")
+        if fusion_weights and pyramid_pooling:
+            raise ValueError("maps are fused by fusion_weights or by pyramid_pooling, got both")
+        widths = [*channels, 2 * channels[-1]]  # the last down-sampling doubles once more
+        self.deep_supervision = deep_supervision
+        attention = {"heads": attention_heads, "scaled": attention_scaled, "reduction": attention_reduction}
+
+        self.encoders = nn.ModuleList(
+            convolution_stage(in_channels if level == 0 else widths[level], widths[level], depth=2)
+            for level in range(5)
+        )
+        self.downs = nn.ModuleList(
+            Downsampling(widths[level], widths[level + 1], 2 if level < 3 else 1, norm, alphas[level])
+            for level in range(5)
+        )
+        self.level_attentions = nn.ModuleList(
+            PositionAttention(widths[level], max_keys=max_keys, **attention)
+            if level + 1 in attention_levels
+            else nn.Identity()
+            for level in range(5)
+        )
+        context_attention = PositionAttention(widths[4], **attention) if position_attention else nn.Identity()
+        if patch_size is not None:
+            context_attention = PatchSequence(widths[4], patch_size, embedding_size, context_attention)
+        self.context = nn.Sequential(
+            nn.Conv3d(widths[5], widths[4], 3, padding=1),
+            get_norm_layer(norm, spatial_dims=3, channels=widths[4]),
+            nn.PReLU(),
+            context_attention,
+            nn.Conv3d(widths[4], widths[4], 3, padding=1),
+            get_norm_layer(norm, spatial_dims=3, channels=widths[4]),
+            nn.PReLU(),
+        )
+        decoder_widths = [widths[level] for level in (4, 3, 2, 1)]  # coarse to fine
+        skip_widths = [widths[level] for level in (3, 2, 1, 0)]
+        self.decoders = nn.ModuleList(
+            DecoderLevel(
+                width,
+                skip,
+                norm,
+                from_skip=level == 0,
+                multi_scale=multi_scale,
+                gated=attention_gates,
+                cross_attention=CrossAttention(width, max_keys=max_keys, source_channels=skip, **attention)
+                if cross_attention and level > 0
+                else None,
+            )
+            for level, (width, skip) in enumerate(zip(decoder_widths, skip_widths, strict=True))
+        )
+        self.ups = nn.ModuleList(
+            [nn.Identity()]  # the first decoder level has the context's resolution
+            + [
+                nn.Sequential(nn.ConvTranspose3d(coarse, fine, 2, stride=2), nn.PReLU(fine))
+                for coarse, fine in itertools.pairwise(decoder_widths)
+            ]
+        )
+        self.heads = nn.ModuleList(nn.Conv3d(width, out_channels, 1) for width in decoder_widths)
+        self.fusion: nn.Module = MeanFusion()
+        if fusion_weights:
+            self.fusion = WeightedFusion(len(self.heads))
+        elif pyramid_pooling:
+            self.fusion = PyramidPoolingFusion(len(self.heads), out_channels, pyramid_pooling)
+        self.dropout = nn.Dropout(dropout)
+        initialize_convolutions(self)
+
+    def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the four skip tensors, coarse to fine, and the encoder's end (at 1/8, twice the last channels).
+
+        Each level adds its own input; the first adds the image, one channel (the mean of several) to all of its own.
+        """
+        skips: list[Tensor] = []
+        for level, (encoder, attention, down) in enumerate(zip(self.encoders, self.level_attentions, self.downs)):
+            x = encoder(x) + (x.mean(dim=1, keepdim=True) if level == 0 else x)
+            if level > 0:
+                x = self.dropout(x)
+            x = attention(x)
+            if level < 4:
+                skips.insert(0, x)
+            x = down(x)
+        return skips, x
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = pad_to_multiple(image, 8)
+        size = x.shape[2:]
+        skips, x = self.encode(x)
+
+        x = self.context(x)
+        maps: list[Tensor] = []
+        for level, (up, decoder, head) in enumerate(zip(self.ups, self.decoders, self.heads)):
+            x = decoder(up(x), skips[level])
+            if level < 3:
+                x = self.dropout(x)
+            maps.insert(0, upsample(head(x), size))
+
+        maps = [log_probabilities(logits, image.shape[2:]) for logits in maps]
+        fused = self.fusion(maps)
+        if self.training and self.deep_supervision:
+            return torch.stack([fused] + maps[1:], dim=1)
+        return fused
