@@ -9,3 +9,8 @@ def find_body(image: Tensor) -> Tensor:
     Of an image that is nothing but air it is everywhere, so that a crop to it leaves something.
     """
     return (image > -1) | (image.max() <= -1)
+
+
+def find_foreground(label: Tensor) -> Tensor:
+    """Return where class indices ``(1, H, W, D)`` are not background; everywhere if all of them are."""
+    return (label > 0) | (label.max() <= 0)

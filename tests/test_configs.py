@@ -19,7 +19,8 @@ OVERLAYS = {  # overlay → the configs it lies over
     "demo": ["train", "inference"],
 }
 TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_decay", "learning_rate_interval"} | {
-    "batch_size", "num_workers", "flip_prob", "rotate_prob", "min_slices", "crops_per_scan", "recalibrate_batch_norm"
+    "batch_size", "num_workers", "flip_prob", "rotate_prob", "min_slices", "crops_per_scan", "crop",
+    "recalibrate_batch_norm",
 }  # fmt: skip
 NEW_KEYS = {"evaluate": {"section", "evaluation_dir", "save_predictions", "evaluating"}}
 

@@ -1,6 +1,6 @@
 import torch
 
-from scripts.transforms import find_body
+from scripts.transforms import find_body, find_foreground
 
 
 def test_the_body_is_what_is_above_the_window():
@@ -10,3 +10,11 @@ def test_the_body_is_what_is_above_the_window():
 
 def test_all_of_nothing_but_air_counts_as_body():
     assert find_body(torch.full((1, 2, 2), -1.0)).all()
+
+
+def test_foreground_is_every_class_but_background():
+    assert find_foreground(torch.tensor([[0, 1, 2]])).tolist() == [[False, True, True]]
+
+
+def test_all_of_a_label_without_foreground_counts_as_such():
+    assert find_foreground(torch.zeros(1, 2, 2)).all()
