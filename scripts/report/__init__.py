@@ -1,0 +1,7 @@
+"""What came out of training and evaluation runs: the paper's figures and tables (Sec. 5), cases, and one page.
+
+    python -m scripts.report --runs runs/mpunet runs/unet --output_dir report/
+
+From leaf to root: `read` takes in run folders; `statistics` computes; `tables`, `curves` and `cases` show; `page` puts
+all on one HTML page.
+"""

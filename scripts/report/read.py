@@ -1,0 +1,174 @@
+"""What do the files of a run folder say?"""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.errors import InputError
+
+PAPER_METRICS = ("dice", "accuracy", "precision", "specificity", "iou", "mcc")  # Sec. 4.3, in its order
+METRICS = (*PAPER_METRICS, "sensitivity", "npv")
+CASE_METRICS = (*METRICS, "hd95_mm", "assd_mm", "volume_ml", "reference_volume_ml")
+CASE_FILES = ("image", "label", "prediction")
+HEADINGS = {
+    "dice": "Dice",
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "specificity": "Specificity",
+    "iou": "IoU",
+    "mcc": "MCC",
+    "sensitivity": "Sensitivity",
+    "npv": "NPV",
+    "hd95_mm": "HD95, mm",
+    "assd_mm": "ASSD, mm",
+}
+REMEDY = "copy it again from the run, or leave this run out of --runs"
+
+Curves = dict[str, np.ndarray]  # column → its value in each row
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; what is not there (yet) is empty.
+
+    Attributes:
+        name: as shown.
+        folder: where it is.
+        training: ``training.csv``, a value per epoch.
+        validation: ``validation.csv``, a value per validated epoch.
+        facts: ``run.json``.
+        cases: rows of ``evaluation/per_case.csv``, numbers as floats.
+    """
+
+    name: str
+    folder: Path
+    training: Curves
+    validation: Curves
+    facts: dict[str, Any]
+    cases: list[dict[str, Any]]
+
+    @property
+    def classes(self) -> list[str]:
+        """Foreground classes that were evaluated, in their order."""
+        return list(dict.fromkeys(row["class"] for row in self.cases))
+
+    def values(self, class_name: str, metric: str) -> dict[str, float]:
+        """Return case → measure of one class."""
+        return {row["case"]: row[metric] for row in self.cases if row["class"] == class_name}
+
+
+def _read_rows(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a CSV.
+
+    Raises:
+        InputError: if it has no rows, lacks a column, or has a row of another length.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a CSV ({error}); {REMEDY}") from error
+    if len(rows) < 2:
+        raise InputError(f"{path}: has no rows; wait for the first epoch, or leave this run out of --runs")
+    header = rows[0]
+    missing = [name for name in required if name not in header]
+    if missing:
+        raise InputError(f"{path}: has no column {missing[0]!r}, so it is of another kind or version; {REMEDY}")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            raise InputError(f"{path}: line {number} has {len(row)} of {len(header)} values, it is cut off; {REMEDY}")
+    return [dict(zip(header, row, strict=True)) for row in rows[1:]]
+
+
+def _number(path: Path, line: int, column: str, text: str) -> float:
+    try:
+        return float(text) if text else float("nan")
+    except ValueError as error:
+        raise InputError(f"{path}: line {line}, {column}: {text!r} is not a number; {REMEDY}") from error
+
+
+def read_curves(path: Path) -> Curves:
+    """Return the columns of ``training.csv`` or ``validation.csv``; undefined values are NaN.
+
+    Raises:
+        InputError: if the file is damaged or of another kind.
+    """
+    rows = _read_rows(path, ("epoch", "seconds", *METRICS))
+    return {
+        column: np.array([_number(path, line, column, row[column]) for line, row in enumerate(rows, start=2)])
+        for column in rows[0]
+    }
+
+
+def read_cases(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of ``per_case.csv``: words for the case, its class and its files, numbers for the rest.
+
+    Raises:
+        InputError: if the file is damaged or of another kind.
+    """
+    words = ("case", "class", *CASE_FILES)
+    return [
+        {
+            column: text if column in words else _number(path, line, column, text)
+            for column, text in ({name: "" for name in CASE_FILES} | row).items()
+        }
+        for line, row in enumerate(_read_rows(path, ("case", "class", *CASE_METRICS)), start=2)
+    ]
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return ``run.json``.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return {**facts}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); {REMEDY}") from error
+
+
+def read_run(folder: str | os.PathLike, name: str) -> Run:
+    """Return what is in a run folder; all but ``training.csv`` may be missing: the run may still be going.
+
+    Raises:
+        InputError: if it is no run folder, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the --output_dir of a training")
+    training = folder / "training.csv"
+    if not training.is_file():
+        raise InputError(f"{training}: no such file; give the --output_dir of a training, after its first epoch")
+    validation, facts, cases = (folder / part for part in ("validation.csv", "run.json", "evaluation/per_case.csv"))
+    return Run(
+        name=name,
+        folder=folder,
+        training=read_curves(training),
+        validation=read_curves(validation) if validation.is_file() else {},
+        facts=read_facts(facts) if facts.is_file() else {},
+        cases=read_cases(cases) if cases.is_file() else [],
+    )
+
+
+def name_runs(folders: Sequence[str | os.PathLike]) -> list[str]:
+    """Return a name for each folder: its own, with as many of those above it as tell them apart.
+
+    Raises:
+        InputError: if a folder is given twice.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    for path, folder in zip(paths, folders, strict=True):
+        if paths.count(path) > 1:
+            raise InputError(f"{folder}: is given twice in --runs; give each run once")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]
