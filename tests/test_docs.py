@@ -1,0 +1,103 @@
+"""What the documents name is there: code, tests, config keys, files."""
+
+import importlib
+import inspect
+import json
+import re
+
+import pytest
+
+from scripts.networks import MPUNet
+from tests import ROOT
+
+PAPER = (ROOT / "docs/paper.md").read_text(encoding="utf-8")
+TESTS = sorted(set(re.findall(r"`(test_\w+)\.py::(\w+)`", PAPER)))
+TEST_FILES = sorted(set(re.findall(r"`(test_\w+)\.py`", PAPER)))
+CODE = sorted(set(re.findall(r"`(scripts(?:\.\w+)+)`", PAPER)))
+OPTIONS = sorted(set(re.findall(r"`network_def::(\w+)`", PAPER)))
+
+
+def read_config(name):
+    return json.loads((ROOT / f"configs/{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file, name", TESTS)
+def test_a_test_that_paper_md_names_is_there(file, name):
+    assert callable(getattr(importlib.import_module(f"tests.{file}"), name))
+
+
+@pytest.mark.parametrize("file", TEST_FILES)
+def test_a_test_file_that_paper_md_names_is_there(file):
+    assert (ROOT / f"tests/{file}.py").is_file()
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_that_paper_md_names_is_there(name):
+    parts, found = name.split("."), None
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[count:]:
+            found = getattr(found, attribute)
+        break
+    assert found is not None
+
+
+def test_paper_md_has_every_option_of_the_network_that_the_release_has_not():
+    arguments = inspect.signature(MPUNet).parameters
+    assert set(OPTIONS) <= set(arguments)
+    released = {"in_channels", "out_channels", "channels", "dropout", "norm", "elu_alpha", "deep_supervision"}
+    assert set(arguments) - released - {"position_attention"} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("equation", range(1, 26))
+def test_paper_md_has_every_equation(equation):
+    spans = re.findall(r"Eq\. ([\d, -]+)", PAPER)
+    numbers = set()
+    for part in (part for span in spans for part in span.split(",") if part.strip(" -")):
+        first, *last = map(int, part.strip(" -").split("-"))
+        numbers |= set(range(first, (last or [first])[0] + 1))
+    assert equation in numbers
+
+
+@pytest.mark.parametrize("kind, count", [("Fig", 11), ("Table", 6)])
+def test_paper_md_has_every_figure_and_table(kind, count):
+    found = {
+        int(number) for span in re.findall(rf"{kind}s?\.? ([\d, -]+)", PAPER) for number in re.findall(r"\d+", span)
+    }
+    assert set(range(1, count + 1)) <= found
+
+
+def test_paper_json_changes_what_paper_md_says_and_nothing_else():
+    train, paper = read_config("train"), read_config("paper")
+    table = PAPER.split("## What `configs/paper.json` changes")[1].split("The same in both")[0]
+    documented = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    changed = {key for key in paper if key not in ("_desc_", "+imports")}
+    assert changed == documented
+    assert all(paper[key] != train[key] for key in changed)
+
+
+def test_the_defaults_are_the_papers_where_paper_json_is_silent():
+    train = read_config("train")
+    expected = {
+        "window_hu": [-200, 200], "max_epochs": 600, "learning_rate": 1e-4, "learning_rate_decay": 0.5,
+        "learning_rate_interval": 100, "batch_size": 1, "min_slices": 48, "target": "liver",
+    }  # fmt: skip
+    assert {key: train[key] for key in expected} == expected
+    assert train["optimizer"]["_target_"] == "torch.optim.Adam"
+    loss = {"tversky_alpha": 0.3, "tversky_beta": 0.7, "deep_supervision_weight": 0.4, "deep_supervision_decay": 0.8}
+    assert {key: train["loss"][key] for key in loss} == loss
+    assert train["loss"]["deep_supervision_interval"] == 30
+    assert train["network_def"]["dropout"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_and_pictures_of_the_documents_are_there(document):
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
