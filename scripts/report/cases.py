@@ -24,7 +24,7 @@ from scripts.preview import AIR_HU, WINDOW_HU
 from scripts.report.read import REMEDY, Run
 from scripts.report.statistics import defined
 
-TRUTH_COLOR, PRED_COLOR = "#00c8ff", "#ffd000"
+TRUTH_COLOR, PRED_COLOR = "#8cf0ff", "#ffe100"
 FALSE_POSITIVE_COLOR, FALSE_NEGATIVE_COLOR = "#ffe04a", "#d81b60"  # bright and dark: told apart in greyscale
 SURFACE_MM = 3.0  # voxel size of the surfaces
 FAR_MM = 15.0  # upper end of the surface's colours
