@@ -28,12 +28,16 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 def report_input_errors() -> None:
     """Make an uncaught `InputError` end the program with one line on stderr and exit status 1.
 
-    Any other error still prints its traceback; with the environment variable ``MPUNET_TRACEBACK`` set, all do.
+    Ctrl-C ends it with a line too. Any other error still prints its traceback; with the environment variable
+    ``MPUNET_TRACEBACK`` set, all do.
     """
     sys.excepthook = _print_one_line
 
 
 def _print_one_line(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt) and not os.environ.get(TRACEBACK_VARIABLE):
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return
     input_error = find_input_error(error)
     if input_error is None or os.environ.get(TRACEBACK_VARIABLE):
         sys.__excepthook__(kind, error, traceback)

@@ -1,5 +1,6 @@
 """How files are written, completely or not at all, and how checkpoints are read, without executing what is in them."""
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +12,41 @@ import torch
 from scripts.errors import InputError
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of ``path`` whose process is gone."""
+    for leftover in path.parent.glob(f".part-*-{glob.escape(path.name)}"):
+        process = leftover.name.split("-")[1]
+        if process.isdigit() and not _is_running(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere the signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; it becomes ``path`` when the block ends without an error.
 
     The temporary name keeps the suffixes of ``path`` (writers choose the format by them). Missing folders are made.
-    After an error the temporary file is removed and ``path`` is as it was.
+    After an error the temporary file is removed and ``path`` is as it was; what a killed process left is removed too.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
         yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # on the disk before it has the name, even if the power fails
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,20 +6,28 @@ import logging
 import math
 import os
 import platform
+import signal
 import statistics
 import sys
+import threading
 import time
+import types
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import monai
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, ProgressBar
+from ignite.utils import manual_seed
+from monai.data.utils import set_rnd
 from monai.engines import Trainer
 from monai.handlers import from_engine
 from torch import nn, optim
+from torch.utils.data import Dataset
 
 from scripts.errors import InputError
 from scripts.files import read_checkpoint, written_whole
@@ -179,22 +187,112 @@ class BestCheckpoint:
         self.best_metric, self.best_epoch = float(state["best_metric"]), int(state["best_epoch"])
 
 
+class EpochSeed:
+    """Seeds all random numbers before each epoch, from the seed and the epoch's number alone.
+
+    What an epoch draws (order of the cases, crops, augmentation, dropout) then does not depend on what was drawn before
+    it, so a training that is resumed goes on exactly as it would have without the break. Attach it first.
+
+    Args:
+        dataset: whose random transforms are seeded.
+        seed: of the run.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Seed at the start of every epoch of the trainer ``engine``."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed Python, NumPy, PyTorch and the transforms."""
+        (seed,) = np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)
+        manual_seed(int(seed))
+        set_rnd(self.dataset, int(seed))
+
+
+class StopOnSignal:
+    """On Ctrl-C or SIGTERM, lets a trainer finish its step, and ends the program with a message.
+
+    The last finished epoch is in the checkpoint, from which ``--resume`` goes on. A second signal ends it at once.
+
+    Args:
+        checkpoint_path: of the `RunCheckpoint`, for the message.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, checkpoint_path: str | os.PathLike):
+        self.checkpoint_path = Path(checkpoint_path)
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Listen while the trainer ``engine`` runs."""
+        engine.add_event_handler(Events.STARTED, self.listen)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def listen(self, engine: Engine) -> None:
+        """Take over the signals, if this is the main thread (no other may)."""
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, partial(self.stop, engine)) for number in self.SIGNALS}
+
+    def stop(self, engine: Engine, number: int, frame: types.FrameType | None) -> None:
+        """Note the signal; the next one has its usual effect."""
+        self.received = number
+        self.give_back()
+        logger.warning("%s: stopping after this step; once more to stop at once", signal.Signals(number).name)
+        engine.terminate()
+
+    def give_back(self) -> None:
+        """Let the signals have their usual effects again."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+    def finish(self, engine: Engine) -> None:
+        """End the program, by the signal that was received, if one was."""
+        self.give_back()
+        if self.received is not None:
+            saved = f"{self.checkpoint_path} has the last finished epoch; go on from it with --resume true"
+            print(f"stopped. {saved if self.checkpoint_path.is_file() else 'No epoch was finished.'}", file=sys.stderr)
+            logging.shutdown()
+            sys.stderr.flush()
+            signal.signal(self.received, signal.SIG_DFL)
+            signal.raise_signal(self.received)
+
+
 class RunCheckpoint:
     """Writes, after every epoch of a trainer, all that is needed to go on from there; with ``resume``, goes on from it.
+
+    The file before is kept as ``previous-…`` beside it: if the last is damaged, that is resumed from.
 
     Args:
         save_dict: name → object with a ``state_dict``; the trainer is added as ``trainer``.
         path: of the file.
         resume: load the file before the first epoch.
+        settings: name → what a resumed run must have in common with the run that it goes on from.
 
     Raises:
         InputError: if there is nothing to resume.
     """
 
-    def __init__(self, save_dict: Mapping[str, Any], path: str | os.PathLike, resume: bool = False):
+    def __init__(
+        self,
+        save_dict: Mapping[str, Any],
+        path: str | os.PathLike,
+        resume: bool = False,
+        settings: Mapping[str, str] | None = None,
+    ):
         self.save_dict = dict(save_dict)
-        self.path = existing_file(path, "nothing to resume; start without --resume") if resume else path
+        self.path = Path(path)
+        self.previous = self.path.with_name(f"previous-{self.path.name}")
+        self.settings = dict(settings or {})
         self.resume = resume
+        if resume and not self.previous.is_file():
+            existing_file(path, "nothing to resume; start without --resume")
 
     def attach(self, engine: Engine) -> None:
         """Write after every epoch of the trainer ``engine``."""
@@ -205,6 +303,20 @@ class RunCheckpoint:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
+    def read(self) -> tuple[Path, dict[str, Any]]:
+        """Return the last checkpoint that can be read, and its file.
+
+        Raises:
+            InputError: if neither the last nor the one before can.
+        """
+        try:
+            return self.path, read_checkpoint(self.path)
+        except InputError as error:
+            if not self.previous.is_file():
+                raise
+            logger.warning("%s; going on from the epoch before: %s", error, self.previous)
+            return self.previous, read_checkpoint(self.previous)
+
     def load(self, engine: Engine) -> None:
         """Load the file into the objects; the number of epochs, and the data of each, are as given now.
 
@@ -212,27 +324,37 @@ class RunCheckpoint:
             InputError: if the file is damaged or of another network, or if all epochs are done.
         """
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
-        checkpoint = read_checkpoint(self.path)
+        path, checkpoint = self.read()
+        earlier = checkpoint.get("settings", {}) if isinstance(checkpoint, dict) else {}
+        for name, setting in self.settings.items():
+            if earlier.get(name, setting) != setting:
+                raise InputError(
+                    f"{path}: is of a run with {name} {earlier[name]}, not {setting}; "
+                    f"resume with the former, or start without --resume in another --output_dir"
+                )
         try:
             Checkpoint.load_objects(self.save_dict, checkpoint)
         except Exception as error:  # each object raises its own
             raise InputError(
-                f"{self.path}: does not fit this run, such as its network; "
+                f"{path}: does not fit this run, such as its network; "
                 "resume with the settings of the run that wrote it, or start without --resume"
             ) from error
         if engine.state.epoch >= max_epochs:
-            raise InputError(
-                f"{self.path}: all {engine.state.epoch} epochs are done; give a larger --max_epochs to go on"
-            )
+            raise InputError(f"{path}: all {engine.state.epoch} epochs are done; give a larger --max_epochs to go on")
         engine.state.max_epochs, engine.state.epoch_length = max_epochs, epoch_length
         engine.state.iteration = engine.state.epoch * epoch_length
-        logger.info("resuming after epoch %d of %s", engine.state.epoch, self.path)
+        logger.info("resuming after epoch %d of %s", engine.state.epoch, path)
 
     def __call__(self, engine: Engine) -> None:
         """Write the file, and note in the engine's state how large it is and how long that took."""
         started = time.perf_counter()
+        states = {name: item.state_dict() for name, item in self.save_dict.items()}
         with written_whole(self.path) as temporary:
-            torch.save({name: item.state_dict() for name, item in self.save_dict.items()}, temporary)
+            torch.save(states | {"settings": self.settings}, temporary)
+            if engine.state.epoch == 1:  # what is there is of another run
+                self.previous.unlink(missing_ok=True)
+            elif self.path.is_file():
+                os.replace(self.path, self.previous)  # if killed here, the one before is there
         engine.state.checkpoint_seconds = time.perf_counter() - started
         engine.state.checkpoint_mb = os.path.getsize(self.path) / 1e6
 

@@ -48,6 +48,12 @@ def test_an_input_error_of_several_lines_is_printed_as_one():
     assert run(r"raise InputError('scan.nii:\n  is empty')").stderr == "error: scan.nii: is empty\n"
 
 
+def test_ctrl_c_is_one_line_too():
+    process = run("raise KeyboardInterrupt")
+    assert process.stderr == "stopped by Ctrl-C\n"
+    assert process.returncode in (130, -2)
+
+
 def test_any_other_uncaught_error_prints_its_traceback():
     process = run("raise ValueError('a slip of ours')")
     assert process.returncode == 1

@@ -1,5 +1,9 @@
 """Files are written completely or not at all."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from scripts.files import written_whole
@@ -35,6 +39,21 @@ def test_old_file_stays_and_nothing_else_after_an_error(tmp_path, error):
         raise error("stopped halfway")
     assert names_in(tmp_path) == ["table.csv"]
     assert path.read_text() == "old"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    leftover, running, other = (
+        f".part-{gone.pid}-a[1].csv",
+        f".part-{os.getppid()}-a[1].csv",
+        f".part-{gone.pid}-b.csv",
+    )
+    for name in (leftover, running, other):
+        (tmp_path / name).write_text("half")
+    with written_whole(tmp_path / "a[1].csv") as temporary:
+        temporary.write_text("new")
+    assert names_in(tmp_path) == sorted([running, other, "a[1].csv"])
 
 
 def test_error_before_anything_was_written_is_the_one_that_is_raised(tmp_path):

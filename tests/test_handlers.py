@@ -217,6 +217,32 @@ def test_a_training_that_is_not_resumed_begins_anew_over_an_old_checkpoint(tmp_p
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 3
 
 
+def test_a_damaged_checkpoint_is_resumed_from_the_one_before(tmp_path, caplog):
+    whole = Training(tmp_path / "whole", max_epochs=4).run()
+    Training(tmp_path / "parts", max_epochs=3).run()
+    last = tmp_path / "parts" / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with caplog.at_level("WARNING", logger="scripts.handlers"):
+        resumed = Training(tmp_path / "parts", max_epochs=4, resume=True).run()
+    assert "last.pt: cannot be read as a PyTorch file" in caplog.text
+    assert "going on from the epoch before" in caplog.text
+    assert resumed.trainer.state.epoch == whole.trainer.state.epoch == 4
+    assert [row["epoch"] for row in read_table(tmp_path / "parts" / "training.csv")] == ["1", "2", "3", "4"]
+
+
+def test_a_checkpoint_lost_between_two_writings_is_resumed_from_the_one_before(tmp_path):
+    Training(tmp_path, max_epochs=2).run()
+    (tmp_path / "last.pt").unlink()
+    assert Training(tmp_path, max_epochs=2, resume=True).run().trainer.state.epoch == 2
+
+
+def test_a_new_run_in_an_old_folder_never_goes_on_from_the_old_one(tmp_path):
+    Training(tmp_path, max_epochs=2).run()
+    assert (tmp_path / "previous-last.pt").is_file()
+    Training(tmp_path, max_epochs=1).run()
+    assert not (tmp_path / "previous-last.pt").is_file()
+
+
 def test_resuming_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"last\.pt: no such file; nothing to resume; start without --resume$"):
         Training(tmp_path, max_epochs=2, resume=True)

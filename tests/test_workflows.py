@@ -3,8 +3,11 @@
 import csv
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -156,6 +159,116 @@ def test_resumed_training_goes_on_where_it_stopped(trained, phantoms, tmp_path):
     with pytest.raises(Exception) as caught:
         run_bundle("train", **settings, max_epochs=2, resume="true")
     assert "last.pt: all 2 epochs are done; give a larger --max_epochs" in str(find_input_error(caught.value))
+
+
+def without_seconds(path):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in table(path)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_training_is_that_without_a_break_to_the_bit(phantoms, tmp_path, num_workers):
+    """With shuffled cases, random crops, flips, rotations and dropout; batch norms measured anew; three validations."""
+    folders = {name: tmp_path / name for name in ("whole", "parts")}
+    settings = {
+        name: TINY
+        | {"dataset_dir": str(phantoms), "output_dir": str(folder), "ckpt_path": str(folder / "model.pt")}
+        | {"val_interval": 1, "num_workers": num_workers, "datalist_file": str(tmp_path / "datalist.json")}
+        for name, folder in folders.items()
+    }
+    run_bundle("train", **settings["whole"], max_epochs=3)
+    run_bundle("train", **settings["parts"], max_epochs=1)
+    run_bundle("train", **settings["parts"], max_epochs=3, resume=True)
+    for file, part in (("model.pt", None), ("last.pt", "network"), ("last.pt", "best")):
+        whole, parts = (torch.load(folder / file, weights_only=True) for folder in folders.values())
+        whole, parts = (whole, parts) if part is None else (whole[part], parts[part])
+        assert whole.keys() == parts.keys()
+        for key, value in whole.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(parts[key])), (file, key)
+    for file in ("training.csv", "validation.csv"):
+        assert without_seconds(folders["whole"] / file) == without_seconds(folders["parts"] / file)
+
+
+def test_another_seed_is_another_training(phantoms, tmp_path):
+    losses = []
+    for seed in (0, 1):
+        settings = TINY | {"dataset_dir": str(phantoms), "output_dir": str(tmp_path), "seed": seed, "max_epochs": 1}
+        run_bundle(
+            "train", **settings, ckpt_path=str(tmp_path / "model.pt"), datalist_file=str(tmp_path / f"{seed}.json")
+        )
+        losses.append(table(tmp_path / "training.csv")[0]["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_resuming_for_another_target_says_so(trained, phantoms, tmp_path):
+    settings = trained | {"output_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt"), "val_interval": 5}
+    run_bundle("train", **settings, max_epochs=1)
+    with pytest.raises(Exception) as caught:
+        run_bundle("train", **settings, max_epochs=2, resume=True, target="tumor")
+    assert "last.pt: is of a run with target liver, not tumor" in str(find_input_error(caught.value))
+
+
+def start_training(phantoms, folder, **overrides):
+    """Start `python -m monai.bundle run training` as a process of its own, its output in ``log.txt``."""
+    settings = TINY | {"dataset_dir": phantoms, "output_dir": folder, "ckpt_path": folder / "model.pt"} | overrides
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json"]
+    for key, value in settings.items():
+        command += [f"--{key}", str(value)]
+    folder.mkdir(exist_ok=True)
+    with open(folder / "log.txt", "w") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def wait_for_rows(process, path, rows):
+    """Wait until a table of a running process has so many rows, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.is_file() and len(table(path)) >= rows:
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_after_its_step_with_a_message(phantoms, tmp_path, number):
+    process = start_training(phantoms, tmp_path, max_epochs=10_000, val_interval=20_000)
+    wait_for_rows(process, tmp_path / "training.csv", 2)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == -number
+    messages = (tmp_path / "log.txt").read_text()
+    assert messages.strip().splitlines()[-1] == (
+        f"stopped. {tmp_path}/last.pt has the last finished epoch; go on from it with --resume true"
+    )
+    assert "Traceback" not in messages
+    done = torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] // 4
+    assert len(table(tmp_path / "training.csv")) == done >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_training_killed_at_twenty_random_moments_ends_as_one_that_was_not(phantoms, tmp_path):
+    generator = random.Random(0)
+    settings = {"max_epochs": 60, "val_interval": 1, "datalist_file": tmp_path / "datalist.json"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start_training(phantoms, whole, **settings).wait() == 0
+    epochs = []
+    for attempt in range(20):
+        process = start_training(phantoms, killed, **settings, resume=attempt > 0)
+        wait_for_rows(process, killed / "training.csv", (epochs[-1] if epochs else 0) + 1)
+        time.sleep(generator.uniform(0, 1))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for name in ("last.pt", "model.pt"):
+            torch.load(killed / name, weights_only=True)
+        epochs.append(len(table(killed / "training.csv")))
+    assert epochs[-1] < 60, "raise max_epochs: it was finished before it was killed for the last time"
+    assert start_training(phantoms, killed, **settings, resume=True).wait() == 0
+    for name in ("last.pt", "model.pt"):
+        expected, weights = (torch.load(folder / name, weights_only=True) for folder in (whole, killed))
+        expected, weights = (state.get("network", state) for state in (expected, weights))
+        assert all(torch.equal(expected[key], weights[key]) for key in expected)
+    assert without_seconds(whole / "training.csv") == without_seconds(killed / "training.csv")
+    assert without_seconds(whole / "validation.csv") == without_seconds(killed / "validation.csv")
+    assert not list(killed.glob(".part-*"))
 
 
 def test_resuming_a_run_that_never_began_says_so(trained, tmp_path):
