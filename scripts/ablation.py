@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 from tqdm import tqdm
 
+from scripts.cases import PAPER_MIN_SLICES
+from scripts.data import make_datalist
 from scripts.errors import InputError, report_input_errors
 from scripts.files import written_whole
 from scripts.handlers import write_table
@@ -49,7 +51,7 @@ class Run:
 
     Attributes:
         variant: its name.
-        seed: of split order, crops and initial weights.
+        seed: of the order of the cases, crops and initial weights.
         folder: where its results are.
         overlay: config keys and values, laid over ``train.json``.
     """
@@ -263,7 +265,8 @@ def run_ablation(
     names = choose_variants(known, variants)
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     root = Path(output_dir).absolute()
-    shared = settings | {"dataset_dir": str(Path(dataset_dir).absolute()), "datalist_file": str(root / "datalist.json")}
+    cases = root / "cases.json"  # one split for all seeds
+    shared = settings | {"dataset_dir": str(cases)}
     runs = []
     for seed in seeds:
         for name in names:
@@ -271,6 +274,8 @@ def run_ablation(
             own = {"seed": seed, "output_dir": str(folder), "ckpt_path": str(folder / "model.pt")}
             runs.append(Run(name, seed, folder, shared | own | known[name]))
     waiting = [run for run in runs if not is_finished(run)]
+    if waiting and not cases.is_file():
+        make_datalist(dataset_dir, cases, seed=min(seeds), min_slices=settings.get("min_slices", PAPER_MIN_SLICES))
     failed = []
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="ablation", unit="run", disable=None) as progress:
         for run in waiting:

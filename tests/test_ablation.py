@@ -33,6 +33,13 @@ def finish(run, dice, tumor=(), parameters=10, steps=0.5):
     return True
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(str(folder), cases=4, seed=0, size=(48, 48, 40))
+    return str(folder)
+
+
 def runs_with(tmp_path, **dice_of_seeds):
     """Finished runs: name → a list of cases' Dice for each seed."""
     runs = []
@@ -46,7 +53,10 @@ def runs_with(tmp_path, **dice_of_seeds):
 def write_plan(tmp_path, **plan):
     path = tmp_path / "plan.json"
     path.write_text(
-        json.dumps({"settings": {"max_epochs": 2}, "variants": {"first": {}, "second": {"amp": False}}} | plan)
+        json.dumps(
+            {"settings": {"max_epochs": 2, "min_slices": 32}, "variants": {"first": {}, "second": {"amp": False}}}
+            | plan
+        )
     )
     return path
 
@@ -142,18 +152,19 @@ def test_only_seeds_that_both_have_are_compared(tmp_path):
 # --- the command -------------------------------------------------------------------------------------------------
 
 
-def test_every_variant_and_seed_is_run_with_the_shared_settings_and_its_own(tmp_path, capsys):
+def test_every_variant_and_seed_is_run_with_the_shared_settings_and_its_own(dataset, tmp_path, capsys):
     done = []
 
     def execute(run):
         done.append(run)
         return finish(run, [0.9 if run.variant == "second" else 0.8] * 2)
 
-    assert run_ablation("cases", str(tmp_path / "out"), (), (0, 1), str(write_plan(tmp_path)), execute)
+    assert run_ablation(dataset, str(tmp_path / "out"), (), (0, 1), str(write_plan(tmp_path)), execute)
     assert [(run.variant, run.seed) for run in done] == [("first", 0), ("second", 0), ("first", 1), ("second", 1)]
     assert done[1].overlay["amp"] is False
     assert [run.overlay["max_epochs"] for run in done] == [2] * 4
-    assert len({run.overlay["datalist_file"] for run in done}) == 1
+    assert {run.overlay["dataset_dir"] for run in done} == {str(tmp_path / "out/cases.json")}  # one split for all
+    assert json.loads((tmp_path / "out/cases.json").read_text())["seed"] == 0
     assert len({run.overlay["ckpt_path"] for run in done}) == 4
     table = (tmp_path / "out/ablation.md").read_text()
     assert table in capsys.readouterr().out
@@ -161,25 +172,25 @@ def test_every_variant_and_seed_is_run_with_the_shared_settings_and_its_own(tmp_
     assert all((tmp_path / f"out/ablation.{suffix}").stat().st_size > 1000 for suffix in ("png", "svg"))
 
 
-def test_what_is_finished_is_not_done_again(tmp_path):
-    arguments = ("cases", str(tmp_path / "out"), (), (0,), str(write_plan(tmp_path)))
+def test_what_is_finished_is_not_done_again(dataset, tmp_path):
+    arguments = (dataset, str(tmp_path / "out"), (), (0,), str(write_plan(tmp_path)))
     run_ablation(*arguments, execute=lambda run: finish(run, [0.5, 0.6]))
     assert run_ablation(*arguments, execute=lambda run: pytest.fail(f"{run.variant} is run again"))
 
 
-def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
-    arguments = ("cases", str(tmp_path / "out"), (), 0)
+def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(dataset, tmp_path):
+    arguments = (dataset, str(tmp_path / "out"), (), 0)
     run_ablation(*arguments, str(write_plan(tmp_path)), execute=lambda run: finish(run, [0.5, 0.6]))
-    other = write_plan(tmp_path, settings={"max_epochs": 3})
+    other = write_plan(tmp_path, settings={"max_epochs": 3, "min_slices": 32})
     with pytest.raises(InputError, match=r"overlay.json: was run with other settings; remove the folder"):
         run_ablation(*arguments, str(other), execute=lambda run: True)
 
 
-def test_a_variant_that_fails_is_said_and_the_others_go_on(tmp_path, capsys):
+def test_a_variant_that_fails_is_said_and_the_others_go_on(dataset, tmp_path, capsys):
     def execute(run):
         return run.variant == "first" and finish(run, [0.5, 0.6])
 
-    assert not run_ablation("cases", str(tmp_path), (), (0, 1), str(write_plan(tmp_path)), execute)
+    assert not run_ablation(dataset, str(tmp_path), (), (0, 1), str(write_plan(tmp_path)), execute)
     captured = capsys.readouterr()
     assert captured.err.count("second, seed 0: failed, see") == 1
     assert "| first | 2 |" in captured.out
@@ -187,8 +198,7 @@ def test_a_variant_that_fails_is_said_and_the_others_go_on(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_small_ablation_runs_for_real(tmp_path):
-    write_phantoms(str(tmp_path / "phantoms"), cases=4, seed=0, size=(48, 48, 40))
+def test_a_small_ablation_runs_for_real(dataset, tmp_path):
     plan = write_plan(
         tmp_path,
         settings={
@@ -197,10 +207,10 @@ def test_a_small_ablation_runs_for_real(tmp_path):
         },
         variants={"plain": {}, "wrong": {"network_def::no_such_argument": 1}},
     )  # fmt: skip
-    assert not run_ablation(str(tmp_path / "phantoms"), str(tmp_path / "out"), (), 0, str(plan))
+    assert not run_ablation(dataset, str(tmp_path / "out"), (), (0, 1), str(plan))
     assert "no_such_argument" in (tmp_path / "out/wrong/seed-0/log.txt").read_text()
     with open(tmp_path / "out/ablation.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["variant"] == "plain"
+    assert (row["variant"], row["runs"]) == ("plain", "2")
     assert 0 <= float(row["dice_liver"]) <= 1
     assert float(row["seconds_per_step"]) > 0
