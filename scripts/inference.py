@@ -6,7 +6,7 @@ Preprocessing, sliding window and postprocessing themselves are MONAI's, declare
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.config import PathLike
-from monai.data import Dataset, ImageReader, ITKReader, MetaTensor, NibabelReader, NibabelWriter
+from monai.data import (
+    Dataset,
+    ImageReader,
+    ITKReader,
+    MetaTensor,
+    NibabelReader,
+    NibabelWriter,
+    list_data_collate,
+)
 from monai.transforms import LoadImage
 from monai.utils import ImageMetaKey, ensure_tuple
 
@@ -179,6 +187,69 @@ class InputDataset(Dataset):
             raise InputError(f"{path}: cannot be read, it is damaged or incomplete; copy or export it again") from error
         check_image(loaded["image"], path)
         return self.transform(loaded, start=1)
+
+
+class ImageBatches:
+    """The batches of an inference, one image each. An image that cannot be read is named, and the others go on.
+
+    Args:
+        dataset: of the images.
+
+    Attributes:
+        failures: ``{"image": path, "reason": ...}`` of those left out so far.
+    """
+
+    def __init__(self, dataset: InputDataset):
+        self.dataset = dataset
+        self.failures: list[dict[str, str]] = []
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Yield ``{"image": (1, C, H, W, D), ...}`` of every image that can be read.
+
+        Raises:
+            InputError: if none can be.
+        """
+        self.failures.clear()
+        for index, item in enumerate(self.dataset.data):
+            try:
+                loaded = self.dataset[index]
+            except InputError as error:
+                self.failures.append({"image": item["image"], "reason": str(error)})
+                if len(self.failures) == len(self.dataset):
+                    raise
+                logger.error("%s", error)
+            else:
+                yield list_data_collate([loaded])
+
+
+class FailureReport:
+    """At the end of an inference, says which images were left out (``failed.csv``) and fails, if there are any.
+
+    Args:
+        batches: of the evaluator.
+        output_dir: where the table is written.
+    """
+
+    def __init__(self, batches: ImageBatches, output_dir: PathLike):
+        self.batches = batches
+        self.path = Path(output_dir) / "failed.csv"
+
+    def attach(self, engine: Engine) -> None:
+        """Report at the end of the evaluator ``engine``."""
+        engine.add_event_handler(Events.STARTED, lambda: self.path.unlink(missing_ok=True))
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the table.
+
+        Raises:
+            InputError: if an image was left out.
+        """
+        failures = self.batches.failures
+        if failures:
+            write_table(self.path, failures)
+            count = f"{len(failures)} of {len(self.batches.dataset)} images were not segmented"
+            raise InputError(f"{count}, see {self.path}; the first: {failures[0]['reason']}")
 
 
 class GridWriter(NibabelWriter):

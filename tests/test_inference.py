@@ -286,6 +286,38 @@ def test_a_bad_image_is_named_and_leaves_nothing_behind(tmp_path, infer, kind):
     assert not list((tmp_path / "out").glob("*.nii*")) if (tmp_path / "out").exists() else True
 
 
+def test_bad_images_in_a_folder_are_named_and_the_others_are_segmented(tmp_path, infer):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("a.nii.gz", "c.nii.gz"):
+        save_nifti(folder / name, make_image(make_mask((24, 20, 16))))
+    truncated(folder / "b.nii.gz")
+    save_nifti(folder / "d.nii.gz", np.zeros((30, 30), np.int16))
+    message = input_error_of(infer, folder)
+    out = tmp_path / "out"
+    assert message.startswith(f"2 of 4 images were not segmented, see {out}/failed.csv; the first: ")
+    assert "b.nii.gz: cannot be read, it is damaged" in message
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["a_seg.nii.gz", "c_seg.nii.gz"]
+    with open(out / "volumes.csv", newline="") as file:
+        assert [row["image"].rpartition("/")[2] for row in csv.DictReader(file)] == ["a.nii.gz", "c.nii.gz"]
+    with open(out / "failed.csv", newline="") as file:
+        failed = list(csv.DictReader(file))
+    assert [row["image"].rpartition("/")[2] for row in failed] == ["b.nii.gz", "d.nii.gz"]
+    assert "is a 2D image of shape (30, 30)" in failed[1]["reason"]
+    for name in ("b.nii.gz", "d.nii.gz"):
+        (folder / name).unlink()
+    infer(folder)
+    assert not (out / "failed.csv").exists()
+
+
+def test_a_folder_of_bad_images_alone_ends_with_the_last_of_them(tmp_path, infer):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        truncated(folder / name)
+    assert "b.nii.gz: cannot be read" in input_error_of(infer, folder)
+
+
 def test_missing_inputs_and_weights_are_named(tmp_path, infer):
     assert "nowhere: no such file or folder; give an image" in input_error_of(infer, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
