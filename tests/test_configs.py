@@ -23,7 +23,7 @@ TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_d
     "batch_size", "num_workers", "flip_prob", "rotate_prob", "min_slices", "crops_per_scan", "crop",
     "recalibrate_batch_norm",
 }  # fmt: skip
-NEW_KEYS = {"evaluate": {"section", "evaluation_dir", "save_predictions", "evaluating"}}
+NEW_KEYS = {"evaluate": {"section", "evaluation_dir", "save_predictions", "largest_component", "evaluating"}}
 
 
 def read(name):
@@ -66,6 +66,29 @@ def test_the_image_goes_through_the_same_steps_in_training_evaluation_and_infere
     evaluation = steps(read("evaluate")["validate::preprocessing::transforms"])
     for name in ("Orientationd", "Spacingd", "Resized", "ScaleIntensityRanged", "CropForegroundd"):
         assert training[name] == inference[name] == evaluation[name], name
+
+
+def test_masks_are_finished_alike_in_evaluation_and_inference():
+    def last_steps(transforms):
+        steps = [transform for transform in transforms if transform["_target_"] != "SaveImaged"]
+        return steps[[step["_target_"] for step in steps].index("AsDiscreted") :]
+
+    evaluation, inference = read("evaluate"), read("inference")
+    steps = last_steps(evaluation["validate::postprocessing::transforms"])
+    assert [step["_target_"] for step in steps] == ["AsDiscreted", "KeepLargestConnectedComponentd"]
+    assert steps == last_steps(inference["postprocessing"]["transforms"])
+    assert evaluation["largest_component"] == inference["largest_component"]
+
+
+def test_the_largest_component_is_that_of_liver_and_tumour_together():
+    steps = read("inference")["postprocessing"]["transforms"]
+    index = [step["_target_"] for step in steps].index("KeepLargestConnectedComponentd")
+    config = parser("inference", target="liver_and_tumor", largest_component=True)
+    keep = config.get_parsed_content(f"postprocessing::transforms::{index}")
+    #                    liver with its tumour   a tumour outside   liver elsewhere
+    pred = torch.tensor([1, 1, 2, 1, 1, 0,       2, 2, 0,           1, 1]).reshape(1, -1, 1, 1)  # fmt: skip
+    expected = [1, 1, 2, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert keep({"pred": pred})["pred"].flatten().tolist() == expected
 
 
 @pytest.mark.parametrize("overlay, base", [(o, b) for o, bases in OVERLAYS.items() for b in bases])

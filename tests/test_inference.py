@@ -286,6 +286,17 @@ def test_a_bad_image_is_named_and_leaves_nothing_behind(tmp_path, infer, kind):
     assert not list((tmp_path / "out").glob("*.nii*")) if (tmp_path / "out").exists() else True
 
 
+@pytest.mark.parametrize("target, left", [("liver", "larger"), ("tumor", "both")])
+def test_the_largest_component_alone_is_kept_if_asked_but_never_of_tumours(tmp_path, infer, target, left):
+    mask = make_mask((24, 20, 16))
+    save_nifti(tmp_path / "ct.nii.gz", make_image(mask))
+    out = infer(tmp_path / "ct.nii.gz", largest_component="true", target=target)
+    expected = mask.copy()
+    if left == "larger":
+        expected[12:18] = False  # 96 voxels against 168
+    np.testing.assert_array_equal(np.asarray(nib.load(out / "ct_seg.nii.gz").dataobj) > 0, expected)
+
+
 def test_bad_images_in_a_folder_are_named_and_the_others_are_segmented(tmp_path, infer):
     folder = tmp_path / "scans"
     folder.mkdir()
