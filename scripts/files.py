@@ -1,7 +1,9 @@
 """How files are written, completely or not at all, and how checkpoints are read, without executing what is in them."""
 
+import errno
 import glob
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 import torch
 
 from scripts.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SPARE_BYTES = 1_000_000  # with less left on the disk, a writer's error is taken for that of a full disk
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -38,6 +43,9 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary name keeps the suffixes of ``path`` (writers choose the format by them). Missing folders are made.
     After an error the temporary file is removed and ``path`` is as it was; what a killed process left is removed too.
+
+    Raises:
+        InputError: if the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +56,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # on the disk before it has the name, even if the power fails
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
+        if getattr(error, "errno", None) in FULL or shutil.disk_usage(path.parent).free < SPARE_BYTES:
+            raise InputError(
+                f"{path}: cannot be written, the disk is full; free some space, and go on (the file is as it was before)"
+            ) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

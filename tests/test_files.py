@@ -1,11 +1,15 @@
 """Files are written completely or not at all."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 
+from scripts.errors import InputError
 from scripts.files import written_whole
 
 
@@ -54,6 +58,31 @@ def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_
     with written_whole(tmp_path / "a[1].csv") as temporary:
         temporary.write_text("new")
     assert names_in(tmp_path) == sorted([running, other, "a[1].csv"])
+
+
+def write(path, error):
+    with written_whole(path) as temporary:
+        temporary.write_text("ne")
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error, free",
+    [(OSError(errno.ENOSPC, "No space left on device"), 10**12), (RuntimeError("PytorchStreamWriter failed"), 1000)],
+)
+def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path, monkeypatch, error, free):
+    path = tmp_path / "last.pt"
+    path.write_text("old")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=free))
+    with pytest.raises(InputError, match=r"last\.pt: cannot be written, the disk is full; free some space"):
+        write(path, error)
+    assert names_in(tmp_path) == ["last.pt"]
+    assert path.read_text() == "old"
+
+
+def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="of another kind"):
+        write(tmp_path / "last.pt", RuntimeError("of another kind"))
 
 
 def test_error_before_anything_was_written_is_the_one_that_is_raised(tmp_path):
