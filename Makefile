@@ -5,12 +5,13 @@ RUN = $(VENV)/bin/python
 BUNDLE = $(RUN) -m monai.bundle run
 DEMO = runs/demo
 
-.PHONY: help venv demo test test-slow lint clean
+.PHONY: help venv demo test test-slow bundle lint clean
 
 help:
 	@echo "make demo       train a small network on generated scans, measure it, use it: minutes on a CPU"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take long"
+	@echo "make bundle     pack the bundle into one zip in dist/, with the weights if there are any"
 	@echo "make lint       check the style"
 	@echo "make venv       make or update .venv, which all of the above do"
 	@echo "make clean      remove what the demo made"
@@ -40,6 +41,9 @@ test: venv
 
 test-slow: venv
 	$(RUN) -m pytest -m slow
+
+bundle: venv
+	$(RUN) -m scripts.pack --output_dir dist
 
 lint: venv
 	$(RUN) -m ruff check .

@@ -59,7 +59,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
         if getattr(error, "errno", None) in FULL or shutil.disk_usage(path.parent).free < SPARE_BYTES:
             raise InputError(
-                f"{path}: cannot be written, the disk is full; free some space, and go on (the file is as it was before)"
+                f"{path}: cannot be written, the disk is full; free some space (what was there is unchanged)"
             ) from error
         raise
     finally:

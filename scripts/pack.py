@@ -1,0 +1,81 @@
+"""What does somebody download? Packs the bundle into one zip: the same files give the same bytes.
+
+python -m scripts.pack --output_dir dist
+"""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import fire
+
+from scripts.errors import InputError, report_input_errors
+from scripts.files import written_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "mpunet_liver_ct"
+CONTENTS = (
+    "LICENSE", "README.md", "SECURITY.md", "metadata.json", "requirements.txt", "configs/*", "docs/**/*", "models/*",
+    "scripts/**/*.py", "scripts/**/*.j2",
+)  # fmt: skip
+SUMS = "SHA256SUMS"
+DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can have
+FILE_MODE = 0o100644 << 16
+
+
+def list_files(root: Path = ROOT) -> list[str]:
+    """Return the names of the bundle's files, sorted; hidden files are left out.
+
+    Raises:
+        InputError: if a file is missing that every bundle has.
+    """
+    found: set[str] = set()
+    for pattern in CONTENTS:
+        paths = [path for path in root.glob(pattern) if path.is_file() and not path.name.startswith(".")]
+        if not paths:
+            raise InputError(f"{root / pattern}: no such file; pack from a complete copy of the bundle")
+        found |= {path.relative_to(root).as_posix() for path in paths}
+    return sorted(found)
+
+
+def pack(output_dir: str | Path, root: Path = ROOT) -> Path:
+    """Write ``NAME_vVERSION.zip`` and its SHA-256 sum beside it; return the zip.
+
+    In it everything is in a folder ``NAME``, links are files, dates are gone, and ``SHA256SUMS`` has every file's sum
+    (``sha256sum --check SHA256SUMS``). Weights in ``models`` are packed if they are there.
+
+    Args:
+        output_dir: where to write.
+        root: of the bundle.
+    """
+    version = json.loads((root / "configs/metadata.json").read_text(encoding="utf-8"))["version"]
+    path = Path(output_dir) / f"{NAME}_v{version}.zip"
+    files = {name: (root / name).read_bytes() for name in list_files(root)}
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    files[SUMS] = sums.encode()
+    with written_whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(files.items()):
+            entry = zipfile.ZipInfo(f"{NAME}/{name}", DATE)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = FILE_MODE
+            archive.writestr(entry, data)
+    with written_whole(path.with_suffix(".zip.sha256")) as temporary:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    return path
+
+
+def main(output_dir: str = "dist") -> None:
+    """Pack the bundle.
+
+    Args:
+        output_dir: where to write the zip.
+    """
+    path = pack(str(output_dir))
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    report_input_errors()
+    fire.Fire(main)

@@ -1,0 +1,100 @@
+"""The zip is the whole bundle and nothing else, the same every time, and it works where it is unpacked."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import download
+
+from scripts.errors import InputError
+from scripts.networks import MPUNet
+from scripts.pack import NAME, SUMS, list_files, pack
+from tests import ROOT
+
+VERSION = json.loads((ROOT / "configs/metadata.json").read_text())["version"]
+ZIP = f"{NAME}_v{VERSION}.zip"
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the bundle without weights, so that those a user has trained do not count."""
+    root = tmp_path_factory.mktemp("bundle")
+    for name in list_files():
+        if not name.endswith((".pt", ".ts", ".onnx")):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, root / name)
+    return root
+
+
+def test_the_same_files_give_the_same_bytes(copy, tmp_path):
+    first = pack(tmp_path / "first", copy)
+    for path in copy.rglob("*"):
+        os.utime(path, (0, 1_000_000_000))
+    second = pack(tmp_path / "second", copy)
+    assert first.name == ZIP
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_zip_has_the_bundle_and_nothing_else(copy, tmp_path):
+    (copy / "scripts/__pycache__").mkdir(exist_ok=True)
+    (copy / "scripts/__pycache__/junk.pyc").touch()
+    (copy / "docs/.hidden").touch()
+    with zipfile.ZipFile(pack(tmp_path, copy)) as archive:
+        names = archive.namelist()
+        assert archive.read(f"{NAME}/metadata.json") == archive.read(f"{NAME}/configs/metadata.json")
+    assert all(name.startswith(f"{NAME}/") for name in names)
+    tops = {name.split("/")[1] for name in names}
+    assert {"configs", "scripts", "models", "docs", "LICENSE", "metadata.json", "README.md", SUMS} <= tops
+    assert not [name for name in names if "tests" in name or "pycache" in name or "hidden" in name]
+    assert f"{NAME}/scripts/report/page.html.j2" in names
+    assert f"{NAME}/scripts/phantom/painting.py" in names
+
+
+def test_the_sums_are_those_of_the_files(copy, tmp_path):
+    path = pack(tmp_path, copy)
+    with zipfile.ZipFile(path) as archive:
+        lines = archive.read(f"{NAME}/{SUMS}").decode().splitlines()
+        assert len(lines) == len(archive.namelist()) - 1
+        for line in lines:
+            digest, name = line.split("  ")
+            assert hashlib.sha256(archive.read(f"{NAME}/{name}")).hexdigest() == digest
+    digest, name = (tmp_path / f"{ZIP}.sha256").read_text().split()
+    assert (digest, name) == (hashlib.sha256(path.read_bytes()).hexdigest(), ZIP)
+
+
+def test_an_incomplete_copy_is_not_packed(copy, tmp_path):
+    incomplete = shutil.copytree(copy, tmp_path / "incomplete")
+    (incomplete / "LICENSE").unlink()
+    with pytest.raises(InputError, match=r"LICENSE: no such file; pack from a complete copy"):
+        pack(tmp_path, incomplete)
+
+
+def test_a_downloaded_bundle_segments_from_another_folder(copy, tmp_path):
+    torch.manual_seed(0)
+    channels = [4, 4, 8, 8, 8]
+    torch.save(MPUNet(channels=channels).state_dict(), copy / "models/model.pt")
+    path = pack(tmp_path / "shared", copy)
+    (copy / "models/model.pt").unlink()
+    download(name=NAME, bundle_dir=str(tmp_path / "bundles"), url=path.as_uri(), source="github", progress=False)
+    bundle = tmp_path / "bundles" / NAME
+    assert (bundle / "models/model.pt").is_file()
+
+    image = nib.Nifti1Image(np.zeros((40, 40, 40), np.int16), np.eye(4))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    nib.save(image, elsewhere / "ct.nii.gz")
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs/inference.json")]
+    command += ["--bundle_root", str(bundle), "--dataset_dir", "ct.nii.gz", "--output_dir", "out", "--device", "cpu"]
+    command += ["--network_def::channels", str(channels), "--roi_size", "[32,32,32]"]
+    environment = os.environ | {"PYTHONPATH": str(bundle)}
+    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert nib.load(elsewhere / "out/ct_seg.nii.gz").shape == image.shape
