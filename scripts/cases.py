@@ -249,7 +249,8 @@ def _find_spacing_errors(spacing_mm: np.ndarray, slice_axis: int) -> Iterable[st
             yield f"its spacing {where} is {value_mm:g} mm, not {low_mm:g} to {high_mm:g} mm; repair its header"
 
 
-def _find_hu_errors(image: np.ndarray) -> Iterable[str]:
+def find_hu_errors(image: np.ndarray) -> Iterable[str]:
+    """Yield why voxels cannot be a CT in Hounsfield units, in words that follow a file's name, if there is a reason."""
     low_hu, high_hu = SOFT_TISSUE_HU
     minimum, maximum = float(image.min()), float(image.max())
     if minimum == maximum:
@@ -346,7 +347,7 @@ def check_case(case: Case, min_slices: int = PAPER_MIN_SLICES) -> CaseReport:
     voxel_ml = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
 
     add("error", case.image, _find_spacing_errors(spacing_mm, slice_axis))
-    add("error", case.image, _find_hu_errors(image.array))
+    add("error", case.image, find_hu_errors(image.array))
     add("error", case.label, _find_grid_errors(image, label))
     add("error", case.label, _find_label_errors(label.array, sum(counts)))
     if not any(finding.severity == "error" for finding in findings):

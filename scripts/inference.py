@@ -25,9 +25,10 @@ from monai.data import (
     NibabelWriter,
     list_data_collate,
 )
-from monai.transforms import LoadImage
+from monai.transforms import Compose, LoadImage
 from monai.utils import ImageMetaKey, ensure_tuple
 
+from scripts.cases import find_hu_errors
 from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.handlers import write_table
@@ -131,8 +132,20 @@ def find_images(dataset_dir: PathLike, series: str = "", output_dir: PathLike = 
     return [{"image": str(path)} for path in images]
 
 
-def check_image(image: MetaTensor, path: str) -> None:
-    """Raise `InputError` unless ``image``, read from ``path``, is one 3D volume of finite numbers on a proper grid."""
+def check_header(path: str) -> None:
+    """Raise `InputError` unless the header of the NIfTI file ``path`` has real numbers and a proper affine."""
+    image = nib.load(path)
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: holds {image.get_data_dtype()} voxels, not numbers; convert it to HU")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: its header gives no voxel size and orientation; write it again with a valid affine")
+
+
+def check_image(image: MetaTensor, path: str, check_hu: bool = True) -> None:
+    """Raise `InputError` unless ``image``, read from ``path``, is one 3D volume of finite numbers on a proper grid.
+
+    With ``check_hu`` the numbers must also be what a CT in Hounsfield units can have.
+    """
     shape = tuple(image.shape)
     if len(shape) != 3 or min(shape) < 2:
         kind = "2D" if sum(size > 1 for size in shape) < 3 else f"{len(shape)}D"
@@ -141,6 +154,8 @@ def check_image(image: MetaTensor, path: str) -> None:
         raise InputError(f"{path}: has NaN or infinite voxels; replace them (air is -1000 HU) and try again")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise InputError(f"{path}: its header gives no voxel size and orientation; write it again with a valid affine")
+    for reason in find_hu_errors(torch.as_tensor(image).numpy()) if check_hu else ():
+        raise InputError(f"{path}: {reason}, or give --check_hu false")
 
 
 class ScanReader(ImageReader):
@@ -176,16 +191,25 @@ class InputDataset(Dataset):
     Args:
         data: list of ``{"image": path}``.
         transform: a ``Compose`` whose first transform loads the image.
+        check_hu: refuse what cannot be a CT in Hounsfield units.
     """
+
+    def __init__(self, data: Sequence[Mapping[str, str]], transform: Compose, check_hu: bool = True):
+        super().__init__(data, transform)
+        self.check_hu = check_hu
 
     def _transform(self, index: int) -> Mapping[str, Any]:
         item = self.data[index]
         path = item["image"]
         try:
+            if path.endswith(NIFTI_SUFFIXES):
+                check_header(path)
             loaded = self.transform(item, end=1)
+        except InputError:
+            raise
         except Exception as error:  # whatever a reader of any format raises on a damaged file
             raise InputError(f"{path}: cannot be read, it is damaged or incomplete; copy or export it again") from error
-        check_image(loaded["image"], path)
+        check_image(loaded["image"], path, self.check_hu)
         return self.transform(loaded, start=1)
 
 

@@ -1,6 +1,9 @@
 import csv
+import gzip
 import itertools
 import json
+import math
+import struct
 
 import itk
 import nibabel as nib
@@ -55,6 +58,7 @@ def infer(tmp_path, empty_weights):
             "ckpt_path": str(empty_weights),
             "device": "cpu",
             "roi_size": [32, 32, 32],
+            "check_hu": False,  # there is no air around the boxes
         }
         run(config_file=str(ROOT / "configs/inference.json"), **(settings | overrides))
         return tmp_path / "out"
@@ -276,6 +280,66 @@ BAD_IMAGES = {
     "NaN voxels": (with_nan, "ct.nii.gz: has NaN or infinite voxels; replace them (air is -1000 HU)"),
     "text": (lambda p: p.write_text("hello"), "ct.nii.gz: cannot be read"),
 }
+
+
+def with_header(offset, form, *values):
+    """A sound file but for some bytes of its header."""
+
+    def make(path):
+        save_nifti(path.with_name("ct.nii"), make_image(make_mask((24, 20, 16))))
+        content = bytearray(path.with_name("ct.nii").read_bytes())
+        struct.pack_into(form, content, offset, *values)
+        path.with_name("ct.nii").unlink()
+        path.write_bytes(gzip.compress(bytes(content)))
+
+    return make
+
+
+def of_type(dtype):
+    return lambda path: save_nifti(path, np.zeros((24, 20, 16), dtype))
+
+
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+BAD_IMAGES |= {
+    "complex numbers": (of_type(np.complex64), "ct.nii.gz: holds complex64 voxels, not numbers; convert it to HU"),
+    "colours": (of_type(RGB), "voxels, not numbers; convert it to HU"),
+    "an affine of NaN": (with_header(280, "<4f", math.nan, 0, 0, 0), "ct.nii.gz: its header gives no voxel size"),
+    "an affine of zeros": (with_header(280, "<12f", *[0] * 12), "ct.nii.gz: its header gives no voxel size"),
+    "sizes below zero": (with_header(40, "<4h", 3, -24, 20, 16), "ct.nii.gz: cannot be read"),
+    "sizes of terabytes": (with_header(40, "<4h", 3, 32000, 32000, 32000), "ct.nii.gz: cannot be read"),
+    "an unknown type of numbers": (with_header(70, "<h", 999), "ct.nii.gz: cannot be read"),
+    "another magic": (with_header(344, "<4s", b"xxxx"), "ct.nii.gz: cannot be read"),
+}
+NOT_HU = {
+    "nothing but one number": (lambda hu: 0 * hu, "every voxel is 0; it holds no scan"),
+    "HU + 1024": (lambda hu: hu + 1024, "no voxel is under -200 HU (they are 24 to 1184); it looks like HU + 1024"),
+    "HU wrapped to unsigned": (lambda hu: hu.astype(np.uint16), "no voxel is under -200 HU"),
+    "an MR's numbers": (lambda hu: np.abs(3 * hu), "no voxel is under -200 HU"),
+    "bone and air alone": (
+        lambda hu: np.where(hu < 0, -1000, 900).astype(np.int16),
+        "no voxel is soft tissue (-100 to 200 HU)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_HU)
+def test_what_is_no_ct_in_hu_is_refused_unless_told_otherwise(tmp_path, infer, kind):
+    change, expected = NOT_HU[kind]
+    hu = np.full((24, 20, 16), -1000, np.int16)
+    hu[4:20, 4:16, 4:12] = 40
+    hu[8:12, 6:12, 6:10] = 160
+    save_nifti(tmp_path / "ct.nii.gz", change(hu))
+    message = input_error_of(infer, tmp_path / "ct.nii.gz", check_hu="true")
+    assert f"ct.nii.gz: {expected}" in message
+    assert message.endswith(", or give --check_hu false")
+    assert (infer(tmp_path / "ct.nii.gz") / "ct_seg.nii.gz").is_file()
+
+
+def test_a_ct_in_hu_is_taken(tmp_path, infer):
+    hu = np.full((24, 20, 16), -1000, np.int16)
+    hu[4:20, 4:16, 4:12] = 40
+    save_nifti(tmp_path / "ct.nii.gz", hu)
+    assert (infer(tmp_path / "ct.nii.gz", check_hu=True) / "ct_seg.nii.gz").is_file()
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)

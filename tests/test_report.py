@@ -392,13 +392,13 @@ def test_as_many_names_as_runs_are_needed(tmp_path, finished):
 def test_the_command_writes_the_page_and_says_where(tmp_path, finished):
     command = [sys.executable, "-m", "scripts.report", "--runs", *map(str, finished), "--names", "A", "B"]
     result = subprocess.run(
-        [*command, "--output_dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "--output_dir", str(tmp_path)], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(tmp_path / "index.html")
     result = subprocess.run(
         [*command[:3], "--runs", str(tmp_path), "--output_dir", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith(f"error: {tmp_path}/training.csv: no such file")
