@@ -32,6 +32,7 @@ AIR_HU = -200.0  # every CT has voxels below this: air, lung, or the padding aro
 SOFT_TISSUE_HU = (-100.0, 200.0)
 LIVER_MEDIAN_HU = (-50.0, 300.0)
 LIVER_FRACTION = (0.001, 0.5)  # of all voxels
+MAX_GZIP_RATIO = 1040  # deflate cannot do better than 1032 : 1
 GRID_TOLERANCE = 0.05  # of a voxel: above a header's rounding, far below what a label would show
 
 
@@ -195,8 +196,18 @@ def _measure_shift_mm(affine: np.ndarray, other: np.ndarray, shape: tuple[int, .
     return float(shift_mm) if shift_mm > GRID_TOLERANCE * nib.affines.voxel_sizes(affine).min() else 0.0
 
 
+def check_size(nifti: nib.Nifti1Image) -> None:
+    """Raise `ValueError` if a file is too small for the voxels that its header promises, before memory is taken."""
+    file = nifti.get_filename()
+    promised = nifti.dataobj.offset + math.prod(map(int, nifti.shape)) * nifti.get_data_dtype().itemsize
+    possible = os.path.getsize(file) * (MAX_GZIP_RATIO if file.endswith(".gz") else 1)
+    if promised > possible:
+        raise ValueError(f"Expected {promised} bytes, the file has no more than {possible}")
+
+
 def _read_nifti(file: str) -> Volume:
     nifti = nib.load(file, mmap=False)  # a mapped file that shrinks would end the program
+    check_size(nifti)
     proxy, dtype = nifti.dataobj, nifti.get_data_dtype()
     # A CT is hundreds of megabytes: integers stay as stored, and nothing becomes float64.
     keep = dtype.kind not in "iuf" or (dtype.kind in "iu" and (proxy.slope, proxy.inter) == (1, 0))

@@ -28,7 +28,7 @@ from monai.data import (
 from monai.transforms import Compose, LoadImage
 from monai.utils import ImageMetaKey, ensure_tuple
 
-from scripts.cases import find_hu_errors
+from scripts.cases import check_size, find_hu_errors
 from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.handlers import write_table
@@ -133,8 +133,13 @@ def find_images(dataset_dir: PathLike, series: str = "", output_dir: PathLike = 
 
 
 def check_header(path: str) -> None:
-    """Raise `InputError` unless the header of the NIfTI file ``path`` has real numbers and a proper affine."""
+    """Raise `InputError` unless the header of the NIfTI file ``path`` has real numbers and a proper affine.
+
+    Raises:
+        ValueError: if the file is smaller than its header says.
+    """
     image = nib.load(path)
+    check_size(image)
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: holds {image.get_data_dtype()} voxels, not numbers; convert it to HU")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:

@@ -1,6 +1,8 @@
 """Cases are found as downloaded, and everything that makes one unusable or doubtful is named."""
 
 import gzip
+import struct
+import tracemalloc
 from pathlib import Path
 
 import itk
@@ -8,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.cases import Case, _read_volume, check_case, find_cases
+from scripts.cases import Case, _read_volume, check_case, check_size, find_cases
 from scripts.errors import InputError
 from tests.niftis import (
     AFFINE,
@@ -214,6 +216,20 @@ def test_missing_or_broken_file_is_an_error_that_names_it(tmp_path, kind, suffix
     assert (finding.severity, finding.file) == ("error", file)
     with pytest.raises(ValueError, match=message):
         raise ValueError(finding.reason)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_small_file_whose_header_promises_terabytes_takes_no_memory(tmp_path, suffix):
+    path = tmp_path / f"volume-0{suffix}"
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), tmp_path / "sound.nii")
+    content = bytearray((tmp_path / "sound.nii").read_bytes())
+    struct.pack_into("<4h", content, 40, 3, 32000, 32000, 32000)
+    path.write_bytes(gzip.compress(bytes(content)) if suffix == ".nii.gz" else bytes(content))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="Expected 65536000000352 bytes, the file has no more than"):
+        check_size(nib.load(path))
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 def test_both_files_of_a_case_are_reported_when_both_are_broken(tmp_path):
