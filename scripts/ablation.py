@@ -211,10 +211,19 @@ def format_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_dice(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write a picture: the liver's Dice of each variant, a dot for each seed and a line at their mean."""
+    """Write a picture: the liver's Dice of each variant, a dot for each seed and a line at their mean.
+
+    A variant that is far below the median has its number at the border, so that the others can be told apart.
+    """
     figure = Figure(figsize=(8, 0.34 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
+    lowest = np.nanmedian([row["dice_liver"] for row in rows]) - 0.15
     for position, row in enumerate(rows):
+        if row["dice_liver"] < lowest:
+            axes.annotate(
+                f"← {row['dice_liver']:.3f}", (0.01, position), xycoords=("axes fraction", "data"), va="center"
+            )
+            continue
         of_variant = [run for run in runs if run.variant == row["variant"] and (run.folder / "run.json").is_file()]
         dice = [mean_of_cases(run, "liver", "dice") for run in of_variant if is_finished(run)]
         axes.plot(dice, [position] * len(dice), "o", color="#1f5fa8", markersize=6, alpha=0.8)
