@@ -52,7 +52,7 @@ def save_lits(folder, numbers):
 
 def write_json(file, content):
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
     return file
 
 

@@ -22,14 +22,14 @@ SETTINGS, VARIANTS = read_plan(PLAN)
 def finish(run, dice, tumor=(), parameters=10, steps=0.5):
     """Leave what a training and evaluation of the run leave: Dice of each case by (class, case)."""
     (run.folder / "evaluation").mkdir(parents=True, exist_ok=True)
-    (run.folder / "overlay.json").write_text(json.dumps(run.overlay))
+    (run.folder / "overlay.json").write_text(json.dumps(run.overlay), encoding="utf-8")
     facts = {"parameters": parameters, "seconds_per_step": steps, "peak_memory_mb": None}
-    (run.folder / "run.json").write_text(json.dumps(facts))
+    (run.folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     rows = [("liver", f"case-{index}", value, 10 * value) for index, value in enumerate(dice)]
     rows += [("tumor", f"case-{index}", value, "") for index, value in enumerate(tumor)]
-    with open(run.folder / "evaluation/per_case.csv", "w", newline="") as file:
+    with open(run.folder / "evaluation/per_case.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("class", "case", "dice", "hd95_mm"), *rows])
-    (run.folder / "evaluation/summary.csv").write_text("")
+    (run.folder / "evaluation/summary.csv").write_text("", encoding="utf-8")
     return True
 
 
@@ -98,7 +98,7 @@ def test_every_variant_of_the_shipped_plan_learns_from_a_crop(name):
     ],
 )
 def test_a_plan_that_is_none_is_refused(tmp_path, content, message):
-    (tmp_path / "plan.json").write_text(content)
+    (tmp_path / "plan.json").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(message)):
         read_plan(tmp_path / "plan.json")
 
@@ -164,9 +164,9 @@ def test_every_variant_and_seed_is_run_with_the_shared_settings_and_its_own(data
     assert done[1].overlay["amp"] is False
     assert [run.overlay["max_epochs"] for run in done] == [2] * 4
     assert {run.overlay["dataset_dir"] for run in done} == {str(tmp_path / "out/cases.json")}  # one split for all
-    assert json.loads((tmp_path / "out/cases.json").read_text())["seed"] == 0
+    assert json.loads((tmp_path / "out/cases.json").read_text(encoding="utf-8"))["seed"] == 0
     assert len({run.overlay["ckpt_path"] for run in done}) == 4
-    table = (tmp_path / "out/ablation.md").read_text()
+    table = (tmp_path / "out/ablation.md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out
     assert "| second | 2 | **0.900** ± 0.000 | +0.100 ± 0.000 |" in table
     assert all((tmp_path / f"out/ablation.{suffix}").stat().st_size > 1000 for suffix in ("png", "svg"))
@@ -208,8 +208,8 @@ def test_a_small_ablation_runs_for_real(dataset, tmp_path):
         variants={"plain": {}, "wrong": {"network_def::no_such_argument": 1}},
     )  # fmt: skip
     assert not run_ablation(dataset, str(tmp_path / "out"), (), (0, 1), str(plan))
-    assert "no_such_argument" in (tmp_path / "out/wrong/seed-0/log.txt").read_text()
-    with open(tmp_path / "out/ablation.csv", newline="") as file:
+    assert "no_such_argument" in (tmp_path / "out/wrong/seed-0/log.txt").read_text(encoding="utf-8")
+    with open(tmp_path / "out/ablation.csv", encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["variant"], row["runs"]) == ("plain", "2")
     assert 0 <= float(row["dice_liver"]) <= 1

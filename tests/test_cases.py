@@ -139,7 +139,7 @@ def test_images_of_one_name_in_several_folders_are_named_by_their_paths(tmp_path
 )
 def test_unusable_datalist_json_is_refused_with_the_place_and_reason(tmp_path, text, message):
     file = tmp_path / "mine.json"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         find_cases(file)
 

@@ -143,7 +143,9 @@ def test_metadata_describes_the_default_network():
 
 
 def test_metadata_at_the_top_is_that_of_the_configs():
-    assert (ROOT / "metadata.json").read_text() == (CONFIGS / "metadata.json").read_text()
+    assert (ROOT / "metadata.json").read_text(encoding="utf-8") == (CONFIGS / "metadata.json").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_metadata_names_the_pinned_versions():
@@ -152,7 +154,7 @@ def test_metadata_names_the_pinned_versions():
         "torch": metadata["pytorch_version"], "monai": metadata["monai_version"], "numpy": metadata["numpy_version"]
     }  # fmt: skip
     pins = {}
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#") and 'python_version < "3.11"' not in line:
             name, version = line.split(";")[0].strip().split("==")
             pins[name] = version
@@ -165,7 +167,7 @@ def test_metadata_fulfils_the_schema():
 
 def test_the_schema_refuses_metadata_without_a_version(tmp_path):
     incomplete = {key: value for key, value in read("metadata").items() if key != "version"}
-    (tmp_path / "metadata.json").write_text(json.dumps(incomplete))
+    (tmp_path / "metadata.json").write_text(json.dumps(incomplete), encoding="utf-8")
     with pytest.raises(ValueError, match="'version' is a required property"):
         verify_metadata(
             meta_file=str(tmp_path / "metadata.json"), filepath=str(ROOT / "tests/metadata_schema.json")

@@ -84,7 +84,7 @@ def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path, capsys):
 def test_damaged_missing_and_empty_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.pth: no such file"):
         load_released_checkpoint(tmp_path / "none.pth")
-    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.pth").write_text("hello", encoding="utf-8")
     with pytest.raises(InputError, match=r"text\.pth: cannot be read"):
         load_released_checkpoint(tmp_path / "text.pth")
     torch.save({"net": released_state_dict("unet")}, tmp_path / "whole.pth")

@@ -126,7 +126,7 @@ def test_datalist_is_written_with_all_cases_and_a_table_beside_it(tmp_path):
     output_file = tmp_path / "new" / "folder" / "datalist.json"
     datalist = make_datalist(lits, output_file, seed=1)
 
-    assert json.loads(output_file.read_text()) == datalist
+    assert json.loads(output_file.read_text(encoding="utf-8")) == datalist
     assert [len(datalist[section]) for section in data.SECTIONS] == [3, 1, 1]  # quotas 3.38, 0.85, 0.77
     items = [item for section in data.SECTIONS for item in datalist[section]]
     assert sorted(list_names(items)) == [f"volume-{number}.nii" for number in range(5)]
@@ -209,7 +209,7 @@ def test_output_that_cannot_be_written_is_named(tmp_path):
 
 def test_broken_off_write_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path, monkeypatch):
     file = tmp_path / "list.json"
-    file.write_text("old")
+    file.write_text("old", encoding="utf-8")
 
     def fail(*_):
         raise OSError("disk full")
@@ -217,7 +217,7 @@ def test_broken_off_write_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path,
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(InputError, match="disk full"):
         data._write_text(file, "new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("list.json", "old")]
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [("list.json", "old")]
 
 
 def test_users_own_split_is_kept_and_its_cases_are_checked(tmp_path):
@@ -331,7 +331,7 @@ def test_make_ends_with_the_counts_and_where_the_files_are(tmp_path):
         "4 cases: 2 training, 1 validation, 1 test; "
         f"datalist: {tmp_path / 'list.json'}; table: {tmp_path / 'list.md'}\n"
     )
-    assert json.loads((tmp_path / "list.json").read_text())["seed"] == 2
+    assert json.loads((tmp_path / "list.json").read_text(encoding="utf-8"))["seed"] == 2
 
 
 def test_make_understands_true_and_false_as_words(tmp_path, capsys):

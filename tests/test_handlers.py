@@ -253,7 +253,7 @@ def test_resuming_without_a_checkpoint_is_refused(tmp_path):
     [
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:1000]),
-        lambda path: path.write_text("no checkpoint\n"),
+        lambda path: path.write_text("no checkpoint\n", encoding="utf-8"),
         lambda path: path.write_bytes(b"\x00" * 50),
         lambda path: torch.save(make_network().state_dict(), path),
         lambda path: torch.save([1, 2], path),
@@ -365,7 +365,7 @@ def test_case_tables_hold_every_case_and_their_summary(tmp_path, caplog):
     with caplog.at_level("INFO", logger="scripts.handlers"):
         engine.run([None])
 
-    assert (tmp_path / "evaluation" / "per_case.csv").read_text() == (
+    assert (tmp_path / "evaluation" / "per_case.csv").read_text(encoding="utf-8") == (
         "case,class,dice,hd95_mm\n"
         "volume-7,liver,0.9,2\n"
         "volume-7,tumor,0.5,nan\n"
@@ -373,7 +373,7 @@ def test_case_tables_hold_every_case_and_their_summary(tmp_path, caplog):
         "volume-8,tumor,nan,nan\n"
     )
     # of two values a, b the standard deviation is |a - b| / √2: 0.2 / √2 and 3 / √2
-    assert (tmp_path / "evaluation" / "summary.csv").read_text() == (
+    assert (tmp_path / "evaluation" / "summary.csv").read_text(encoding="utf-8") == (
         "class,metric,cases,mean,sd,median,minimum,maximum\n"
         "liver,dice,2,0.8,0.141421,0.8,0.7,0.9\n"
         "liver,hd95_mm,2,3.5,2.12132,3.5,2,5\n"
@@ -495,7 +495,7 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path, content):
 
 def test_run_facts_say_what_the_run_cost(tmp_path):
     training = Training(tmp_path, max_epochs=2).run()
-    facts = json.loads((tmp_path / "run.json").read_text())
+    facts = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert facts["network"] == type(training.network).__name__
     assert facts["parameters"] == sum(parameter.numel() for parameter in training.network.parameters())
     assert (facts["epochs"], facts["max_epochs"], facts["steps_per_epoch"], facts["device"]) == (2, 2, 3, "cpu")
@@ -517,4 +517,4 @@ def test_peak_memory_of_the_process_grows_with_what_it_holds():
 def test_run_facts_leave_out_what_is_not_known(tmp_path, monkeypatch):
     monkeypatch.setattr(handlers, "resource", None)  # as on Windows
     Training(tmp_path, max_epochs=1).run()
-    assert json.loads((tmp_path / "run.json").read_text())["peak_memory_mb"] is None
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["peak_memory_mb"] is None

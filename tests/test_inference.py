@@ -177,11 +177,13 @@ def test_volumes_previews_and_probabilities_are_written(tmp_path, infer):
     save_nifti(tmp_path / "in" / "sub" / "a.nii.gz", make_image(np.zeros_like(mask)))
     out = infer(tmp_path / "in", probabilities="true")
     voxels = 7 * 3 * 8 + 6 * 8 * 2
-    with open(out / "volumes.csv", newline="") as file:
+    with open(out / "volumes.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["liver_voxels"]) for row in rows] == [voxels, 0]
     assert float(rows[0]["liver_ml"]) == pytest.approx(voxels * 1.5 * 1.5 * 1.0 / 1000, abs=1e-3)
-    assert [row["mask"] for row in json.loads((out / "volumes.json").read_text())] == [row["mask"] for row in rows]
+    assert [row["mask"] for row in json.loads((out / "volumes.json").read_text(encoding="utf-8"))] == [
+        row["mask"] for row in rows
+    ]
     for folder in (out, out / "sub"):
         assert (folder / "a_seg.png").stat().st_size > 10_000
         probability = nib.load(folder / "a_probability.nii.gz")
@@ -278,7 +280,7 @@ BAD_IMAGES = {
         "ct.nii.gz: is a 4D image of shape (9, 9, 9, 3); give one 3D volume",
     ),
     "NaN voxels": (with_nan, "ct.nii.gz: has NaN or infinite voxels; replace them (air is -1000 HU)"),
-    "text": (lambda p: p.write_text("hello"), "ct.nii.gz: cannot be read"),
+    "text": (lambda p: p.write_text("hello", encoding="utf-8"), "ct.nii.gz: cannot be read"),
 }
 
 
@@ -373,9 +375,9 @@ def test_bad_images_in_a_folder_are_named_and_the_others_are_segmented(tmp_path,
     assert message.startswith(f"2 of 4 images were not segmented, see {out}/failed.csv; the first: ")
     assert "b.nii.gz: cannot be read, it is damaged" in message
     assert sorted(path.name for path in out.glob("*.nii.gz")) == ["a_seg.nii.gz", "c_seg.nii.gz"]
-    with open(out / "volumes.csv", newline="") as file:
+    with open(out / "volumes.csv", encoding="utf-8", newline="") as file:
         assert [row["image"].rpartition("/")[2] for row in csv.DictReader(file)] == ["a.nii.gz", "c.nii.gz"]
-    with open(out / "failed.csv", newline="") as file:
+    with open(out / "failed.csv", encoding="utf-8", newline="") as file:
         failed = list(csv.DictReader(file))
     assert [row["image"].rpartition("/")[2] for row in failed] == ["b.nii.gz", "d.nii.gz"]
     assert "is a 2D image of shape (30, 30)" in failed[1]["reason"]
@@ -397,7 +399,7 @@ def test_missing_inputs_and_weights_are_named(tmp_path, infer):
     assert "nowhere: no such file or folder; give an image" in input_error_of(infer, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "empty: no images found; looked for .nii, .nii.gz, .nrrd" in input_error_of(infer, tmp_path / "empty")
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
     assert "notes.txt: not an image file that can be segmented" in input_error_of(infer, tmp_path / "notes.txt")
     save_nifti(tmp_path / "ct.nii.gz", make_image(make_mask((24, 20, 16))))
     message = input_error_of(infer, tmp_path / "ct.nii.gz", ckpt_path=str(tmp_path / "model.pt"))

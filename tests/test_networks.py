@@ -24,7 +24,7 @@ def parameter_count(network):
 
 
 def released_network(name):
-    elu_alpha = json.loads((ROOT / "configs/released.json").read_text())["network_def::elu_alpha"]
+    elu_alpha = json.loads((ROOT / "configs/released.json").read_text(encoding="utf-8"))["network_def::elu_alpha"]
     network = MPUNet(elu_alpha=elu_alpha) if name == "mpunet" else UNet()
     network.load_state_dict(convert_state_dict(released_state_dict(name), name))
     return network.eval()

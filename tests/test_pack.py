@@ -19,7 +19,7 @@ from scripts.networks import MPUNet
 from scripts.pack import NAME, SUMS, list_files, pack
 from tests import ROOT
 
-VERSION = json.loads((ROOT / "configs/metadata.json").read_text())["version"]
+VERSION = json.loads((ROOT / "configs/metadata.json").read_text(encoding="utf-8"))["version"]
 ZIP = f"{NAME}_v{VERSION}.zip"
 
 
@@ -66,7 +66,7 @@ def test_the_sums_are_those_of_the_files(copy, tmp_path):
         for line in lines:
             digest, name = line.split("  ")
             assert hashlib.sha256(archive.read(f"{NAME}/{name}")).hexdigest() == digest
-    digest, name = (tmp_path / f"{ZIP}.sha256").read_text().split()
+    digest, name = (tmp_path / f"{ZIP}.sha256").read_text(encoding="utf-8").split()
     assert (digest, name) == (hashlib.sha256(path.read_bytes()).hexdigest(), ZIP)
 
 

@@ -362,7 +362,7 @@ def test_a_spacing_that_is_not_positive_is_an_input_error(spacing):
 
 def test_an_output_folder_that_is_a_file_is_an_input_error(tmp_path):
     path = tmp_path / "taken"
-    path.write_text("")
+    path.write_text("", encoding="utf-8")
     with pytest.raises(InputError, match=r"taken: is a file; output_dir has to be a folder"):
         write_phantoms(path, cases=1)
 

@@ -28,7 +28,7 @@ LETTERS = ("wide", "narrow")
 
 def write_csv(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -67,7 +67,7 @@ def write_run(folder, gain=1.0, radii=(20, 22, 24), classes=("liver",)):
         "network": "MPUNet", "parameters": 1234, "device": "cpu", "max_epochs": 9, "checkpoint_mb": 5.0,
         "checkpoint_seconds": 0.25, "peak_memory_mb": None, "versions": {"torch": "2.13.0"},
     }  # fmt: skip
-    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     data = folder.parent / "data"
     truth = ball(24)
     rows = []
@@ -105,7 +105,7 @@ def report(finished, tmp_path_factory):
 
 
 def rows_of(path):
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -308,13 +308,15 @@ def test_scans_that_are_gone_leave_their_pictures_out(tmp_path, finished):
     folder = shutil.copytree(finished[0], tmp_path / "wide")
     shutil.rmtree(folder / "evaluation/predictions")
     write_report([str(folder)], str(tmp_path / "report"))
-    assert "The worst case, segmentation-0, has no picture" in (tmp_path / "report/index.html").read_text()
+    assert "The worst case, segmentation-0, has no picture" in (tmp_path / "report/index.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_runs_without_a_common_case_are_not_compared(tmp_path, finished):
     other = shutil.copytree(finished[1], tmp_path / "narrow")
     per_case = other / "evaluation/per_case.csv"
-    per_case.write_text(per_case.read_text().replace("segmentation-", "another-"))
+    per_case.write_text(per_case.read_text(encoding="utf-8").replace("segmentation-", "another-"))
     runs = [read_run(finished[0], "wide"), read_run(other, "narrow")]
     assert "wide and narrow have no test case in common, so they cannot be compared." in write_headline(runs)
 
@@ -331,7 +333,7 @@ def test_runs_are_named_by_as_much_of_their_folders_as_tells_them_apart():
 
 def damage(folder, file, old, new):
     path = folder / file
-    path.write_text(re.sub(old, new, path.read_text(), count=1, flags=re.S))
+    path.write_text(re.sub(old, new, path.read_text(encoding="utf-8"), count=1, flags=re.S))
 
 
 @pytest.mark.parametrize(

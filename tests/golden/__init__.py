@@ -14,7 +14,7 @@ MAPS = ("fused", "scale_1_2", "scale_1_4", "scale_1_8")
 
 def released_state_dict(network: str) -> dict[str, Tensor]:
     """Return a state dict with the released keys and shapes of ``mpunet`` or ``unet``; its values are a formula."""
-    keys_and_shapes = json.loads((FOLDER / "state_dicts.json").read_text())[network]
+    keys_and_shapes = json.loads((FOLDER / "state_dicts.json").read_text(encoding="utf-8"))[network]
     return {key: _formula(position, key, shape) for position, (key, shape) in enumerate(keys_and_shapes)}
 
 
