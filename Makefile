@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
+TOOLS = $(VENV)/tools/bin/python
 BUNDLE = $(RUN) -m monai.bundle run
 DEMO = runs/demo
 
-.PHONY: help venv demo test test-slow bundle lint clean
+.PHONY: help venv demo test test-slow bundle lint lock audit clean
 
 help:
 	@echo "make demo       train a small network on generated scans, measure it, use it: minutes on a CPU"
@@ -13,15 +14,18 @@ help:
 	@echo "make test-slow  run the tests that take long"
 	@echo "make bundle     pack the bundle into one zip in dist/, with the weights if there are any"
 	@echo "make lint       check the style"
+	@echo "make lock       write requirements.lock: after a change of requirements.txt or requirements-test.txt"
+	@echo "make audit      look up requirements.lock in the database of known vulnerabilities"
 	@echo "make venv       make or update .venv, which all of the above do"
 	@echo "make clean      remove what the demo made"
 
 venv: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt requirements-test.txt
+$(VENV)/installed: requirements.txt requirements-test.txt requirements.lock
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed')"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt
+	sed -e '/--hash=/d' -e 's/ \\$$//' requirements.lock > $(VENV)/constraints.txt  # a CPU build of torch has another hash
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt -c $(VENV)/constraints.txt
 	touch $@
 
 demo: venv
@@ -48,6 +52,16 @@ bundle: venv
 lint: venv
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+$(TOOLS):
+	$(PYTHON) -m venv $(VENV)/tools
+	$(TOOLS) -m pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
+
+lock: $(TOOLS)
+	$(TOOLS) -m uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock" --output-file requirements.lock requirements.txt requirements-test.txt
+
+audit: $(TOOLS)
+	$(TOOLS) -m pip_audit --disable-pip --require-hashes --strict --requirement requirements.lock
 
 clean:
 	rm -rf runs/demo

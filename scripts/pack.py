@@ -16,8 +16,8 @@ from scripts.files import written_whole
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "mpunet_liver_ct"
 CONTENTS = (
-    "LICENSE", "README.md", "SECURITY.md", "metadata.json", "requirements.txt", "configs/*", "docs/**/*", "models/*",
-    "scripts/**/*.py", "scripts/**/*.j2",
+    "LICENSE", "README.md", "SECURITY.md", "metadata.json", "requirements.txt", "requirements.lock", "configs/*",
+    "docs/**/*", "models/*", "scripts/**/*.py", "scripts/**/*.j2",
 )  # fmt: skip
 SUMS = "SHA256SUMS"
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can have
