@@ -18,12 +18,13 @@ from scripts.files import written_whole
 from scripts.networks import MPUNet
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH, HEIGHT = 1000, 812
+WIDTH, HEIGHT = 1082, 832
 FONT_PX, SMALL_PX, LINE_PX = 13, 12, 17
-ROWS = (110, 220, 330, 440, 550)  # top of the encoder's levels 1 to 5
+ROWS = (130, 240, 350, 460, 570)  # top of the encoder's levels 1 to 5
 BLOCK = 62  # height of a block
-ENCODER_X, OPTION_X, DECODER_X, HEAD_X, FUSION_X = 22, 296, 500, 745, 905
-BLOCK_WIDTH = 190
+ENCODER_X, OPTION_X, DECODER_X, HEAD_X, FUSION_X = 22, 314, 536, 814, 980
+BLOCK_WIDTH, OPTION_WIDTH, GATE_WIDTH, HEAD_WIDTH, FUSION_WIDTH = 216, 190, 44, 134, 80
+OPTIONS_WIDTH = FUSION_X + FUSION_WIDTH - HEAD_X  # below the output maps
 FILLS = {"convolution": "#dce9f5", "attention": "#fde3b8", "output": "#dff0dc", "option": "#ffffff"}
 STROKES = {"convolution": "#1b5e9b", "attention": "#b36200", "output": "#2a7a3f", "option": "#555555"}
 
@@ -139,20 +140,19 @@ def draw_context(drawing: Drawing, shapes: Shapes) -> None:
     top = ROWS[4] + BLOCK + 68
     middle = top + BLOCK / 2
     drawing.box(ENCODER_X, top, BLOCK_WIDTH, BLOCK, "convolution", ["conv 3³, norm, PReLU", describe(shapes.context)])
-    drawing.box(OPTION_X - 16, top - 46, 202, BLOCK + 60, "option", [])
-    center = OPTION_X + 85
+    drawing.box(OPTION_X - 16, top - 46, OPTION_WIDTH + 32, BLOCK + 60, "option", [])
+    center = OPTION_X + OPTION_WIDTH / 2
     drawing.text(center, top - 28, "`patch_size, embedding_size")
     drawing.text(center, top - 11, "sequence of patches, Eq. 1-4")
-    drawing.box(
-        OPTION_X, top, 170, BLOCK, "attention", ["position attention", "PAM, Eq. 8-9", describe(shapes.context)]
-    )
+    lines = ["position attention", "PAM, Eq. 8-9", describe(shapes.context)]
+    drawing.box(OPTION_X, top, OPTION_WIDTH, BLOCK, "attention", lines)
     drawing.arrow((ENCODER_X + BLOCK_WIDTH, middle), (OPTION_X - 1, middle))
     drawing.box(DECODER_X, top, BLOCK_WIDTH, BLOCK, "convolution", ["conv 3³, norm, PReLU", describe(shapes.context)])
-    drawing.arrow((OPTION_X + 170, middle), (DECODER_X - 1, middle))
+    drawing.arrow((OPTION_X + OPTION_WIDTH, middle), (DECODER_X - 1, middle))
     x = DECODER_X + BLOCK_WIDTH / 2
     drawing.arrow((x, top), (x, ROWS[3] + BLOCK + 1))
     lines = ["in every attention, Eq. 6-7", "`attention_heads", "`attention_scaled", "`attention_reduction"]
-    drawing.box(HEAD_X, top - 20, 232, BLOCK + 22, "option", lines)
+    drawing.box(HEAD_X, top - 20, OPTIONS_WIDTH, BLOCK + 22, "option", lines)
 
 
 def draw_decoder(drawing: Drawing, shapes: Shapes) -> None:
@@ -164,30 +164,33 @@ def draw_decoder(drawing: Drawing, shapes: Shapes) -> None:
         middle = top + BLOCK / 2
         drawing.arrow((ENCODER_X + BLOCK_WIDTH, middle), (DECODER_X - 1, middle))
         drawing.text(ENCODER_X + BLOCK_WIDTH + 30, middle - 7, "skip")
-        drawing.box(gate_x, top, 40, BLOCK, "attention", ["gate"])
+        drawing.box(gate_x, top, GATE_WIDTH, BLOCK, "attention", ["gate"])
         if level < 3:
             above = ROWS[2 - level] + BLOCK
-            drawing.arrow((gate_x + 20, top), (gate_x + 20, above + 24), (center, above + 24), (center, above + 1))
+            x, turn = gate_x + GATE_WIDTH / 2, above + 24
+            drawing.arrow((x, top), (x, turn), (center, turn), (center, above + 1))
             drawing.text(center + 8, top - 6, "up × 2: conv 2³, PReLU")
         classes, *size = shapes.heads[level]
         factor = shapes.image[1] // size[0]
-        drawing.box(HEAD_X, top, 130, BLOCK, "output", [f"conv 1³ to {classes}", f"trilinear × {factor}", "softmax"])
-        drawing.arrow((gate_x + 40, middle), (HEAD_X - 1, middle))
-        drawing.arrow((HEAD_X + 130, middle), (FUSION_X - 1, middle))
-    drawing.text(HEAD_X + 40, ROWS[0] - 56, "in training, the")
-    drawing.text(HEAD_X + 40, ROWS[0] - 39, "coarse maps too: Eq. 19")
+        lines = [f"conv 1³ to {classes}", f"trilinear × {factor}", "softmax"]
+        drawing.box(HEAD_X, top, HEAD_WIDTH, BLOCK, "output", lines)
+        drawing.arrow((gate_x + GATE_WIDTH, middle), (HEAD_X - 1, middle))
+        drawing.arrow((HEAD_X + HEAD_WIDTH, middle), (FUSION_X - 1, middle))
+    for line, y in (("in training, the", 56), ("coarse maps too: Eq. 19", 39)):
+        drawing.text(HEAD_X + HEAD_WIDTH - 22, ROWS[0] - y, line, "end")
 
 
 def draw_fusion(drawing: Drawing, shapes: Shapes) -> None:
     """The maps' mean, at the right border."""
     bottom = ROWS[3] + BLOCK
     lines = ["fusion", "mean", "of the", f"{len(shapes.heads)} maps", "Eq. 18"]
-    drawing.box(FUSION_X, ROWS[0], 72, bottom - ROWS[0], "output", lines)
-    drawing.arrow((FUSION_X + 36, ROWS[0]), (FUSION_X + 36, ROWS[0] - 30))
-    drawing.text(FUSION_X + 72, ROWS[0] - 39, "log-probabilities", "end", bold=True)
+    drawing.box(FUSION_X, ROWS[0], FUSION_WIDTH, bottom - ROWS[0], "output", lines)
+    middle = FUSION_X + FUSION_WIDTH / 2
+    drawing.arrow((middle, ROWS[0]), (middle, ROWS[0] - 30))
+    drawing.text(FUSION_X + FUSION_WIDTH, ROWS[0] - 39, "log-probabilities", "end", bold=True)
     lines = ["instead of the mean, Sec. 3.5", "`fusion_weights", "`pyramid_pooling"]
-    drawing.box(HEAD_X, bottom + 34, 232, 66, "option", lines)
-    drawing.arrow((FUSION_X + 36, bottom + 34), (FUSION_X + 36, bottom + 1), dashed=True)
+    drawing.box(HEAD_X, bottom + 34, OPTIONS_WIDTH, 66, "option", lines)
+    drawing.arrow((middle, bottom + 34), (middle, bottom + 1), dashed=True)
 
 
 def draw_options(drawing: Drawing) -> None:
@@ -196,9 +199,10 @@ def draw_options(drawing: Drawing) -> None:
         (ROWS[0] + 48, ["after each up-sampling", "`cross_attention", "Sec. 3.3"]),
         (ROWS[1] + 48, ["instead of convolutions", "`multi_scale", "Eq. 14-17"]),
     ):
-        drawing.box(OPTION_X, top, 170, 62, "option", lines)
-        drawing.arrow((OPTION_X + 170, top + 7), (DECODER_X - 1, top + 7), dashed=True)
-    drawing.box(OPTION_X, ROWS[4] - 34, 170, 62, "option", ["PAM at other levels", "`attention_levels", "Sec. 3.5"])
+        drawing.box(OPTION_X, top, OPTION_WIDTH, 62, "option", lines)
+        drawing.arrow((OPTION_X + OPTION_WIDTH, top + 7), (DECODER_X - 1, top + 7), dashed=True)
+    lines = ["PAM at other levels", "`attention_levels", "Sec. 3.5"]
+    drawing.box(OPTION_X, ROWS[4] - 34, OPTION_WIDTH, 62, "option", lines)
     drawing.arrow((OPTION_X, ROWS[4] + 20), (ENCODER_X + BLOCK_WIDTH + 1, ROWS[4] + 20), dashed=True)
 
 
@@ -225,6 +229,8 @@ def draw() -> Drawing:
     )
     drawing = Drawing(title, description)
     drawing.text(WIDTH / 2, 24, title, bold=True)
+    subtitle = "channels × size, for a training crop; dropout in training after encoders 2-5, decoders 1-3"
+    drawing.text(WIDTH / 2, 44, subtitle)
     draw_encoder(drawing, shapes)
     draw_options(drawing)
     draw_context(drawing, shapes)

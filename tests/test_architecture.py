@@ -5,8 +5,10 @@ from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
-from scripts.architecture import HEIGHT, WIDTH, describe, draw, main, measure_shapes
+from scripts.architecture import describe, draw, main, measure_shapes
 from scripts.networks import MPUNet
 from tests import ROOT
 
@@ -22,12 +24,26 @@ def texts():
 
 
 def boxes():
-    """Estimated (left, right, top, bottom) of each text: letters of half an em, of 0.6 if monospaced."""
+    """(left, right, top, bottom) of each text, in DejaVu: wider than the fonts that the drawing asks for first."""
     for words, x, y, style in texts():
+        family = "DejaVu Sans Mono" if style["font-family"] == "monospace" else "DejaVu Sans"
+        font = FontProperties(family=family, weight=style.get("font-weight", "normal"))
         size = float(style["font-size"])
-        width = len(words) * size * (0.6 if style["font-family"] == "monospace" else 0.5)
+        width = TextPath((0, 0), words, size=size, prop=font).get_extents().width
         left = {"start": x, "middle": x - width / 2, "end": x - width}[style["text-anchor"]]
         yield words, (left, left + width, y - 0.75 * size, y + 0.2 * size)
+
+
+def frames():
+    """(left, right, top, bottom) of each block, the smallest first; the last is the whole picture."""
+    rectangles = [
+        tuple(float(element.get(name, 0)) for name in ("x", "y", "width", "height"))
+        for element in ElementTree.parse(COMMITTED).iter(f"{SVG}rect")
+    ]
+    return sorted(
+        ((x, x + width, y, y + height) for x, y, width, height in rectangles),
+        key=lambda frame: (frame[1] - frame[0]) * (frame[3] - frame[2]),
+    )
 
 
 def test_the_committed_drawing_is_what_the_code_draws(tmp_path):
@@ -61,13 +77,15 @@ def test_every_option_is_in_it_and_off_by_default():
     assert not parameters["pyramid_pooling"].default
 
 
-def test_no_text_leaves_the_picture_or_touches_another():
+def test_no_text_touches_another_or_the_frame_it_is_in():
     found = list(boxes())
     for words, (left, right, top, bottom) in found:
-        assert left >= 0, words
-        assert right <= WIDTH, words
-        assert top >= 0, words
-        assert bottom <= HEIGHT, words
+        x, y = (left + right) / 2, (top + bottom) / 2
+        frame = next(frame for frame in frames() if frame[0] < x < frame[1] and frame[2] < y < frame[3])
+        assert left >= frame[0] + 2, words
+        assert right <= frame[1] - 2, words
+        assert top >= frame[2], words
+        assert bottom <= frame[3], words
     for (one, a), (other, b) in combinations(found, 2):
         apart = a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
         assert apart, f"{one!r} on {other!r}"

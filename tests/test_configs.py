@@ -9,6 +9,7 @@ from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata
 
 from scripts.networks import MPUNet
 from tests import ROOT
+from tests.niftis import SHAPE, SPACING_MM, save_case
 
 CONFIGS = ROOT / "configs"
 BASES = ("train", "inference")
@@ -98,6 +99,42 @@ def test_every_key_of_an_overlay_exists_in_its_base(overlay, base):
     for key in read(overlay):
         if key not in allowed:
             assert key.removeprefix("+") in config, key
+
+
+def test_the_paper_s_crops_are_48_slices_of_1_mm_from_the_liver_and_20_around_it(tmp_path):
+    case = save_case(tmp_path)  # its liver has slices 20 to 29 of 2 mm
+    config = parser("train", "paper", flip_prob=0.0, rotate_prob=0.0)
+    preprocessing = config.get_parsed_content("train::preprocessing")
+    preprocessing.set_random_state(0)
+    starts = set()
+    for _ in range(6):
+        crop = preprocessing({"image": case.image, "label": case.label})
+        assert crop["image"].shape == crop["label"].shape == (1, 256, 256, 48)
+        plane = np.array(SHAPE[:2]) * SPACING_MM[:2]  # all of it
+        np.testing.assert_allclose(crop["image"].pixdim, [*(plane / 256), 1.0])
+        slices = torch.nonzero(crop["label"].sum(dim=(0, 1, 2))).flatten()
+        starts_at = float(crop["image"].affine[2, 3])
+        starts.add(starts_at)
+        # centred at 40, 42 ... 58 mm, at 1 mm (a tie goes down) the liver has slices 39 to 58
+        assert [starts_at + float(index) for index in slices[[0, -1]]] == [39, 58]
+    assert len(starts) > 2
+    assert min(starts) >= 39 - 20
+    assert max(starts) + 47 <= 58 + 20
+
+
+def test_the_paper_s_windows_are_48_slices_in_steps_of_24_and_averaged():
+    inferer = parser("train", "paper").get_parsed_content("validate::inferer")
+    first_slices = []
+
+    def network(window):
+        assert window.shape == (1, 1, 256, 256, 48)
+        first_slices.append(float(window[0, 0, 0, 0, 0]))
+        return torch.full_like(window, len(first_slices))
+
+    image = torch.arange(96.0).expand(1, 1, 256, 256, 96)
+    result = inferer(image, network)[0, 0, 0, 0]
+    assert first_slices == [0, 24, 48]
+    torch.testing.assert_close(result, torch.tensor([1, 1.5, 2.5, 3]).repeat_interleave(24))
 
 
 @pytest.mark.parametrize("overlay", [None, *OVERLAYS])

@@ -21,6 +21,7 @@ from scripts.networks import (
     fuse_log_probabilities,
 )
 from scripts.networks.attention import pool_positions
+from tests.test_networks import assert_log_probabilities_of_any_size
 
 NARROW = {"channels": (8, 8, 8, 8, 16)}
 OPTIONS = {
@@ -69,15 +70,7 @@ def build(name, **kwargs):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("size", [(16, 16, 16), (17, 9, 30)])
 def test_any_size_comes_back_as_normalised_log_probabilities(name, size):
-    image = torch.randn(2, 1, *size)
-    network = build(name, out_channels=3)
-    with torch.no_grad():
-        result = network.eval()(image)
-        maps = network.train()(image)
-    assert result.shape == (2, 3, *size)
-    assert maps.shape == (2, 4, 3, *size)
-    torch.testing.assert_close(result.exp().sum(dim=1), torch.ones(2, *size))
-    torch.testing.assert_close(maps.exp().sum(dim=2), torch.ones(2, 4, *size))
+    assert_log_probabilities_of_any_size(build(name, out_channels=3), size)
 
 
 @pytest.mark.parametrize("name", ALL)

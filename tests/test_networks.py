@@ -59,11 +59,9 @@ def test_golden_numbers_need_the_released_elu():
     assert np.abs(result - golden["fused"]).max() > 0.01
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("size", [(16, 16, 16), (17, 9, 23), (1, 30, 16)])
-def test_any_size_comes_back_as_normalised_log_probabilities(name, size):
+def assert_log_probabilities_of_any_size(network, size):
+    """Three classes come back, normalised, of the image's size: of the result, and in training of each of four maps."""
     image = torch.randn(2, 1, *size)
-    network = NETWORKS[name](out_channels=3)
     with torch.no_grad():
         result = network.eval()(image)
         maps = network.train()(image)
@@ -71,6 +69,12 @@ def test_any_size_comes_back_as_normalised_log_probabilities(name, size):
     assert maps.shape == (2, 4, 3, *size)
     torch.testing.assert_close(result.exp().sum(dim=1), torch.ones(2, *size))
     torch.testing.assert_close(maps.exp().sum(dim=2), torch.ones(2, 4, *size))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("size", [(16, 16, 16), (17, 9, 23), (1, 30, 16)])
+def test_any_size_comes_back_as_normalised_log_probabilities(name, size):
+    assert_log_probabilities_of_any_size(NETWORKS[name](out_channels=3), size)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
