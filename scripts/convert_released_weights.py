@@ -8,11 +8,10 @@ import re
 from collections.abc import Mapping
 
 import fire
-import torch
 from torch import Tensor
 
 from scripts.errors import InputError, report_input_errors
-from scripts.files import read_checkpoint, written_whole
+from scripts.files import read_checkpoint, write_weights
 from scripts.networks import MPUNet, UNet
 
 # (pattern of a released key, ours; None: a module that no forward pass of the release uses)
@@ -102,8 +101,7 @@ def convert(checkpoint: str, output: str, network: str = "mpunet") -> None:
         state = convert_state_dict(released, network)
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
-    with written_whole(output) as path:
-        torch.save(state, path)
+    write_weights(state, output)
     print(f"{output}: {len(state)} tensors, {sum(value.numel() for value in state.values()):,} values")
 
 

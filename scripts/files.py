@@ -1,19 +1,22 @@
-"""How files are written, completely or not at all, and how checkpoints are read, without executing what is in them."""
+"""How files are written, completely or not at all, and how weights are read, without executing what is in them."""
 
 import errno
 import glob
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scripts.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+BLOCK_BYTES = 2**20
 SPARE_BYTES = 1_000_000  # with less left on the disk, a writer's error is taken for that of a full disk
 
 
@@ -82,3 +85,44 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
             f"{path}: cannot be read as a PyTorch file of tensors alone: it is damaged, or holds more than tensors, "
             "which is not loaded since it could execute code; get it again, or save its state dict alone"
         ) from error
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 sum of a file, as ``sha256sum`` writes it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sum_file(path: str | os.PathLike) -> Path:
+    """Return where the sum of a file of weights is: beside it, such as ``model.pt.sha256``."""
+    return Path(f"{path}.sha256")
+
+
+def write_weights(weights: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Write a state dict to ``path`` and its sum to the file beside it (``sha256sum --check`` reads it)."""
+    with written_whole(path) as temporary:
+        torch.save(weights, temporary)
+        digest = sha256(temporary)
+        sum_file(path).unlink(missing_ok=True)  # killed from here on, the weights, old or new, have no sum
+    with written_whole(sum_file(path)) as temporary:
+        temporary.write_text(f"{digest}  {Path(path).name}\n", encoding="utf-8")
+
+
+def read_weights(path: str | os.PathLike) -> Any:
+    """Return what a file of weights holds, see `read_checkpoint`, once its sum is right, if there is one beside it.
+
+    Raises:
+        InputError: as `read_checkpoint`, or if the sum is that of another file.
+    """
+    expected = sum_file(path)
+    if expected.is_file() and Path(path).is_file():
+        words = expected.read_text(encoding="utf-8", errors="replace").split()
+        if not words or words[0].lower() != sha256(path):
+            raise InputError(
+                f"{path}: is not the file of which {expected} has the SHA-256 sum; get both again, or delete the sum "
+                "if you put other weights there"
+            )
+    return read_checkpoint(path)

@@ -30,7 +30,7 @@ from torch import nn, optim
 from torch.utils.data import Dataset
 
 from scripts.errors import InputError
-from scripts.files import read_checkpoint, written_whole
+from scripts.files import read_checkpoint, read_weights, write_weights, written_whole
 from scripts.metrics import summarize
 
 try:
@@ -116,14 +116,15 @@ class BatchNormRecalibration:
 
 
 class WeightsLoader:
-    """Loads a network's weights, a state dict alone, before an engine runs.
+    """Loads a network's weights, a state dict alone, before an engine runs; checks their sum, if it lies beside them.
 
     Args:
         network: the network.
         path: of the file.
 
     Raises:
-        InputError: if there is no such file; when the engine starts, if it is damaged or of another network.
+        InputError: if there is no such file; when the engine starts, if it is damaged, not the file of the sum beside
+            it, or of another network.
     """
 
     def __init__(self, network: nn.Module, path: str | os.PathLike):
@@ -137,7 +138,7 @@ class WeightsLoader:
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights; every tensor must be there and fit."""
-        weights = read_checkpoint(self.path)
+        weights = read_weights(self.path)
         try:
             self.network.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -148,7 +149,7 @@ class WeightsLoader:
 
 
 class BestCheckpoint:
-    """Keeps the weights of the network's best epoch by an evaluator's key metric: its state dict alone, in one file.
+    """Keeps the weights of the best epoch by an evaluator's key metric: a state dict alone, its SHA-256 sum beside it.
 
     Its own `state_dict` belongs into `RunCheckpoint`, so that a resumed training does not overwrite better weights.
     A key metric that is NaN is never the best.
@@ -174,8 +175,7 @@ class BestCheckpoint:
         if metric > self.best_metric:
             self.best_metric, self.best_epoch = metric, engine.state.epoch
             network = self.network.module if hasattr(self.network, "module") else self.network
-            with written_whole(self.path) as temporary:
-                torch.save(network.state_dict(), temporary)
+            write_weights(network.state_dict(), self.path)
             logger.info("epoch %d is the best yet (%.4f): %s", self.best_epoch, metric, self.path)
 
     def state_dict(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import fire
 
 from scripts.errors import InputError, report_input_errors
-from scripts.files import written_whole
+from scripts.files import sha256, written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "mpunet_liver_ct"
@@ -61,8 +61,7 @@ def pack(output_dir: str | Path, root: Path = ROOT) -> Path:
             entry.external_attr = FILE_MODE
             archive.writestr(entry, data)
     with written_whole(path.with_suffix(".zip.sha256")) as temporary:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+        temporary.write_text(f"{sha256(path)}  {path.name}\n", encoding="utf-8")
     return path
 
 

@@ -45,8 +45,8 @@ def test_every_config_is_a_base_or_a_known_overlay():
 def test_the_two_self_contained_configs_agree_on_what_they_share():
     train, inference = read("train"), read("inference")
     shared = (
-        "bundle_root", "ckpt_path", "target", "device", "amp", "spacing", "plane_size", "window_hu", "roi_size",
-        "overlap", "window_weights", "sw_batch_size", "class_names", "network_def", "network",
+        "bundle_root", "ckpt_path", "target", "device", "amp", "checksums", "spacing", "plane_size", "window_hu",
+        "roi_size", "overlap", "window_weights", "sw_batch_size", "class_names", "network_def", "network",
     )  # fmt: skip
     for key in shared:
         assert train[key] == inference[key], key

@@ -1,16 +1,20 @@
-"""Files are written completely or not at all."""
+"""Files are written completely or not at all; weights are those of the sum beside them."""
 
 import errno
+import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import types
 
 import pytest
+import torch
 
+from scripts import files
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import read_weights, sha256, sum_file, write_weights, written_whole
 
 
 def names_in(folder):
@@ -103,3 +107,75 @@ def test_temporary_file_lies_in_the_same_folder_and_keeps_the_suffixes(tmp_path)
         assert temporary.parent == tmp_path
         assert temporary.suffixes[-2:] == [".nii", ".gz"]
         assert temporary.name != "label.nii.gz"
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def weights_of(number):
+    return {"weight": torch.full((3,), float(number))}
+
+
+def test_the_sum_of_a_file_is_that_of_its_bytes(tmp_path):
+    content = bytes(range(256)) * 10_000  # more than is read at once
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_weights_are_written_with_a_sum_that_sha256sum_checks(tmp_path):
+    write_weights(weights_of(1), tmp_path / "models" / "model.pt")
+    assert names_in(tmp_path / "models") == ["model.pt", "model.pt.sha256"]
+    command = ["sha256sum", "--check", "--strict", "model.pt.sha256"]
+    subprocess.run(command, cwd=tmp_path / "models", check=True, capture_output=True)
+    assert torch.equal(read_weights(tmp_path / "models" / "model.pt")["weight"], weights_of(1)["weight"])
+
+
+def test_weights_without_a_sum_are_read(tmp_path):
+    torch.save(weights_of(1), tmp_path / "model.pt")
+    assert list(read_weights(tmp_path / "model.pt")) == ["weight"]
+
+
+@pytest.mark.parametrize("content", ["0" * 64 + "  model.pt\n", "", "no sum", "\udcff"])
+def test_weights_that_are_not_those_of_their_sum_are_refused_in_one_line(tmp_path, content):
+    write_weights(weights_of(1), tmp_path / "model.pt")
+    (tmp_path / "model.pt.sha256").write_bytes(content.encode(errors="surrogateescape"))
+    message = r"model\.pt: is not the file of which .*model\.pt\.sha256 has the SHA-256 sum; get both again, or delete"
+    with pytest.raises(InputError, match=message) as error:
+        read_weights(tmp_path / "model.pt")
+    assert "\n" not in str(error.value)
+
+
+def test_one_changed_bit_of_the_weights_is_found(tmp_path):
+    write_weights(weights_of(1), tmp_path / "model.pt")
+    content = bytearray((tmp_path / "model.pt").read_bytes())
+    content[content.index(struct.pack("<f", 1.0))] ^= 1  # still a sound PyTorch file with sound numbers
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.pt: is not the file of which"):
+        read_weights(tmp_path / "model.pt")
+
+
+def test_other_weights_get_another_sum_and_no_instant_has_a_wrong_one(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    write_weights(weights_of(1), path)
+    seen, replace = [], os.replace
+
+    def killed_around(source, target):
+        seen.append(read_weights(path)["weight"][0].item())
+        replace(source, target)
+        seen.append(read_weights(path)["weight"][0].item())
+
+    monkeypatch.setattr(files.os, "replace", killed_around)
+    write_weights(weights_of(2), path)
+    assert seen == [1, 2, 2, 2]  # before and after the weights, before and after their sum
+    assert sum_file(path).is_file()
+
+
+def test_a_failed_write_leaves_the_old_weights_and_their_sum(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    write_weights(weights_of(1), path)
+    monkeypatch.setattr(torch, "save", lambda *arguments: (_ for _ in ()).throw(RuntimeError("no")))
+    with pytest.raises(RuntimeError, match="no"):
+        write_weights(weights_of(2), path)
+    assert names_in(tmp_path) == ["model.pt", "model.pt.sha256"]
+    assert read_weights(path)["weight"][0] == 1

@@ -190,13 +190,18 @@ def test_volumes_previews_and_probabilities_are_written(tmp_path, infer):
         assert probability.get_data_dtype() == np.float32
         expected = np.asarray(nib.load(folder / "a_seg.nii.gz").dataobj)
         np.testing.assert_allclose(np.asarray(probability.dataobj), expected, atol=1e-3)
-    assert len([path for path in out.rglob("*") if path.is_file()]) == 8
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 9  # with the manifest
 
 
 def test_no_preview_and_no_probabilities_are_written_unless_wanted(tmp_path, infer):
     save_nifti(tmp_path / "a.nii.gz", make_image(make_mask((24, 20, 16))))
     out = infer(tmp_path / "a.nii.gz", preview="false")
-    assert sorted(path.name for path in out.iterdir()) == ["a_seg.nii.gz", "volumes.csv", "volumes.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a_seg.nii.gz",
+        "inference_manifest.json",
+        "volumes.csv",
+        "volumes.json",
+    ]
 
 
 def test_an_image_of_nothing_but_air_gets_an_empty_mask(tmp_path, infer):

@@ -1,13 +1,16 @@
 """Whole jobs through `monai.bundle run`, as small as they go: what a user types, and what is there afterwards."""
 
 import csv
+import hashlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -87,6 +90,23 @@ def test_training_writes_weights_tables_and_the_list_of_its_cases(trained):
     assert facts["parameters"] == sum(parameter.numel() for parameter in network.parameters())
 
 
+def test_the_config_in_the_manifest_makes_the_same_run_again(trained, phantoms, tmp_path):
+    manifest = read_json(f"{trained['output_dir']}/manifest.json")
+    assert manifest["config"]["spacing"] == TINY["spacing"]
+    assert manifest["values"]["amp"] is False
+    datalist = read_json(f"{trained['output_dir']}/datalist.json")
+    for section in ("training", "validation"):
+        cases = [{key: [os.path.basename(file)] for key, file in case.items()} for case in datalist[section]]
+        assert manifest["data"][section] == cases
+    for name, facts in manifest["files"].items():
+        assert facts["sha256"] == hashlib.sha256((phantoms / name).read_bytes()).hexdigest()
+
+    (tmp_path / "again.json").write_text(json.dumps(manifest["config"]), encoding="utf-8")
+    run(config_file=str(tmp_path / "again.json"), output_dir=str(tmp_path), ckpt_path=str(tmp_path / "model.pt"))
+    weights, again = (torch.load(path, weights_only=True) for path in (trained["ckpt_path"], tmp_path / "model.pt"))
+    assert all(torch.equal(value, again[key]) for key, value in weights.items())
+
+
 def test_training_learns(trained):
     losses = [float(row["loss"]) for row in table(f"{trained['output_dir']}/training.csv")]
     assert losses[1] < losses[0]
@@ -125,6 +145,18 @@ def test_evaluation_gives_what_inference_of_the_same_case_gives(trained, tmp_pat
     label = np.asarray(nib.load(case["label"]).dataobj) > 0
     dice = 2 * (pred & label).sum() / (pred.sum() + label.sum())
     assert float(table(tmp_path / "per_case.csv")[0]["dice"]) == pytest.approx(dice, abs=1e-4)
+
+
+def test_the_manifests_of_evaluation_and_inference_have_the_weights_and_the_images(trained, phantoms, tmp_path):
+    run_bundle("train", "evaluate", **trained, evaluation_dir=str(tmp_path / "evaluation"))
+    infer_with(trained, phantoms / "volume-0.nii.gz", tmp_path)
+    weights = hashlib.sha256(Path(trained["ckpt_path"]).read_bytes()).hexdigest()
+    assert Path(f"{trained['ckpt_path']}.sha256").read_text(encoding="utf-8") == f"{weights}  model.pt\n"
+    for path in ("evaluation/manifest.json", "inference_manifest.json"):
+        assert read_json(tmp_path / path)["weights"]["sha256"] == weights
+    assert read_json(tmp_path / "inference_manifest.json")["data"] == {"images": [{"image": ["volume-0.nii.gz"]}]}
+    (case,) = read_json(tmp_path / "evaluation/manifest.json")["data"]["cases"]
+    assert case["image"] == [os.path.basename(read_json(f"{trained['output_dir']}/datalist.json")["test"][0]["image"])]
 
 
 def infer_with(trained, dataset_dir, output_dir, **overrides):
@@ -311,8 +343,12 @@ def test_the_main_command_works_as_written(phantoms, tmp_path):
     ]
     command += ["--network_def::channels", "[4,4,8,8,8]", "--spacing", "[8,8,8]", "--roi_size", "[32,32,32]"]
     command += ["--min_slices", "32", "--num_workers", "1", "--max_epochs", "1", "--val_interval", "1"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    somebody = {"HOME": str(tmp_path / "jane-doe"), "USER": "jane-doe", "LOGNAME": "jane-doe"}
+    subprocess.run(command, cwd=ROOT, env=os.environ | somebody, check=True, capture_output=True, timeout=300)
     assert (tmp_path / "model.pt").is_file()
+    text = (tmp_path / "manifest.json").read_text(encoding="utf-8")
+    assert json.loads(text)["command"] == shlex.join(["python", *command[1:]])
+    assert not [place for place in ("jane-doe", sys.executable, str(ROOT)) if place in text]
 
 
 def test_a_bad_case_ends_the_command_with_one_line_and_writes_no_datalist(phantoms, tmp_path):
