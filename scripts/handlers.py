@@ -53,8 +53,14 @@ def existing_file(path: str | os.PathLike, remedy: str) -> str:
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``rows`` as CSV headed by the keys of the first; other numbers than integers have 6 significant digits."""
-    with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    """Write ``rows`` as CSV headed by the keys of the first; other numbers than integers have 6 significant digits.
+
+    Bytes of file names that are no UTF-8 are written as ``\\udcXX``.
+    """
+    with (
+        written_whole(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), restval="", lineterminator="\n")
         writer.writeheader()
         for row in rows:

@@ -129,7 +129,8 @@ def find_images(dataset_dir: PathLike, series: str = "", output_dir: PathLike = 
         other = taken.setdefault(path.parent / output_name(path), path)
         if other != path:
             raise InputError(f"{path}: its mask would have the same name as that of {other.name}; rename one of them")
-    return [{"image": str(path)} for path in images]
+    # readers would take a name that begins with ~ for somebody's home
+    return [{"image": os.path.abspath(path) if str(path).startswith("~") else str(path)} for path in images]
 
 
 def check_header(path: str) -> None:

@@ -89,7 +89,8 @@ def draw_preview(
             offset_points = (np.array([x, y]) - 0.5) * 28
             place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "center"}
             axis.annotate(letter, (x, y), offset_points, color="white", fontsize=12, **place)
-    figure.suptitle(title, color="white", fontsize=14)
+    text = title.encode(errors="replace").decode()  # of file names of any bytes, which are no formulas either
+    figure.suptitle(text, color="white", fontsize=14, parse_math=False)
     outlines = [Line2D([], [], color=_color(index), label=name) for index, name in enumerate(class_names) if index]
     figure.legend(handles=outlines, loc="outside lower center", ncols=len(outlines), labelcolor="white", frameon=False)
     with written_whole(path) as temporary:

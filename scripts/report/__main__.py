@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from tqdm import tqdm
 
 from scripts.errors import InputError, report_input_errors
@@ -133,10 +134,9 @@ def write_report(folders: Sequence[str], output_dir: str, names: Sequence[str] |
     runs = [read_run(folder, name) for folder, name in zip(folders, names or unique, strict=True)]
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    sections = [
-        show(runs, output)
-        for show in tqdm((show_test, show_cases, show_tables, show_curves), desc="report", unit="part", disable=None)
-    ]
+    parts = tqdm((show_test, show_cases, show_tables, show_curves), desc="report", unit="part", disable=None)
+    with rc_context({"text.parse_math": False}):  # names of runs and cases are no formulas
+        sections = [show(runs, output) for show in parts]
     sections.append(Section("How it was made", text=describe_runs(runs)))
     shown = [section for section in sections if section.text or section.tables or section.figures]
     write_page(output / "index.html", " and ".join(run.name for run in runs), write_headline(runs), shown)
