@@ -3,13 +3,13 @@
 Reads a LiTS folder or an MSD ``Task03_Liver`` folder as downloaded, or a MONAI datalist JSON, and checks every case.
 """
 
-import gzip
+import hashlib
 import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from scripts.errors import InputError
+from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, check_gzip, check_size, explain_unreadable
 
 SECTIONS = ("training", "validation", "test")
 PAPER_MIN_SLICES = 48
@@ -28,11 +29,17 @@ SHIFTED_LABEL_CASES = (54,)
 
 IN_PLANE_SPACING_MM = (0.2, 10.0)
 SLICE_SPACING_MM = (0.2, 15.0)
+IN_PLANE_EXTENT_MM, SLICE_EXTENT_MM = 1200.0, 2500.0  # no scanner sees more
+RIGHT_ANGLE_TOLERANCE = 0.01  # cosine, about half a degree
 AIR_HU = -200.0  # every CT has voxels below this: air, lung, or the padding around the field of view
 SOFT_TISSUE_HU = (-100.0, 200.0)
+MIN_SOFT_TISSUE_FRACTION = 0.01  # of all voxels
+DENSE_HU = 800.0  # bone's hardest and metal; soft tissue that had 1024 added
+MAX_DENSE_FRACTION = 0.1  # of all voxels
+WRAPPED_HU = 2**16 - 1100  # where -1024 HU and a little more are as unsigned 16-bit integers
 LIVER_MEDIAN_HU = (-50.0, 300.0)
-LIVER_FRACTION = (0.001, 0.5)  # of all voxels
-MAX_GZIP_RATIO = 1040  # deflate cannot do better than 1032 : 1
+MIN_LIVER_FRACTION, MAX_LIVER_FRACTION = 0.001, 0.5  # of all voxels
+MAX_AIR_IN_LIVER = 0.05  # of the label
 GRID_TOLERANCE = 0.05  # of a voxel: above a header's rounding, far below what a label would show
 
 
@@ -66,89 +73,6 @@ class Case(NamedTuple):
     section: str | None = None
 
 
-def _find_lits_cases(root: Path) -> list[Case]:
-    found: dict[str, dict[int, Path]] = {"volume": {}, "segmentation": {}}
-    for folder, _, files in os.walk(root, followlinks=True):
-        for match in filter(None, map(LITS_NAME.fullmatch, files)):
-            kind, number, path = match[1], int(match[2]), Path(folder, match[0])
-            if number in found[kind]:
-                raise InputError(f"{path}: {kind} {number} is also {found[kind][number]}; remove one of the two")
-            found[kind][number] = path
-    volumes, segmentations = found["volume"], found["segmentation"]
-    if not volumes and not segmentations:
-        raise InputError(
-            f"{root}: no cases found; looked for volume-N.nii[.gz] with segmentation-N.nii[.gz] in it and its "
-            "subfolders (LiTS) and for dataset.json (MSD Task03_Liver); for a datalist of another name, give its path"
-        )
-    for kind, numbers, partners in (("segmentation", volumes, segmentations), ("volume", segmentations, volumes)):
-        alone = sorted(numbers.keys() - partners.keys())
-        if alone:
-            path = numbers[alone[0]]
-            others = f" (as have {len(alone) - 1} more)" if len(alone) > 1 else ""
-            raise InputError(f"{path}: has no {kind}-{alone[0]}.nii[.gz]{others}; add it, or remove this file")
-    return [Case(f"volume-{n}", str(volumes[n]), str(segmentations[n])) for n in sorted(volumes)]
-
-
-def _name_images(images: list[str]) -> list[str]:
-    """Name images by their files, or, where files of several folders share a name, by their paths."""
-    names = [re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(image)) for image in images]
-    if len(set(names)) < len(names):
-        shared = os.path.commonpath([os.path.dirname(image) for image in images])
-        names = [Path(os.path.relpath(image, shared)).as_posix() for image in images]
-    return names
-
-
-def _find_datalist_cases(datalist_file: Path) -> list[Case]:
-    datalist = read_json(datalist_file)
-    sections = {section: datalist.get(section) or [] for section in SECTIONS}
-    if not all(isinstance(items, list) for items in sections.values()) or not sections["training"]:
-        raise InputError(f"{datalist_file}: has no 'training' list; give a MONAI datalist or MSD's dataset.json")
-    sections["test"] = [item for item in sections["test"] if isinstance(item, dict) and item.get("label")]
-    if sections["test"] and not sections["validation"]:
-        raise InputError(f"{datalist_file}: has labelled 'test' cases but no 'validation'; add it, or take 'test' out")
-
-    pairs: dict[str, tuple[str, str | None]] = {}
-    for section, items in sections.items():
-        for index, item in enumerate(items):
-            where = f"{datalist_file}: {section}[{index}]"
-            files = [item.get(key) if isinstance(item, dict) else None for key in ("image", "label")]
-            if not all(isinstance(file, str) and file for file in files):
-                raise InputError(f"{where} must give one path each as 'image' and 'label'")
-            image, label = (os.path.abspath(datalist_file.parent / file) for file in files)
-            if image in pairs:
-                raise InputError(f"{where} lists {image} a second time; remove one of the two")
-            if not os.path.basename(image).startswith("._"):  # what macOS leaves in archives
-                pairs[image] = (label, section if sections["validation"] else None)
-    if not pairs:
-        raise InputError(f"{datalist_file}: lists no cases")
-    cases = [Case(name, image, *pairs[image]) for image, name in zip(pairs, _name_images(list(pairs)), strict=True)]
-    return sorted(cases, key=lambda case: natural_key(case.name))
-
-
-def find_cases(dataset_dir: str | os.PathLike) -> list[Case]:
-    """List the cases of a LiTS folder, an MSD ``Task03_Liver`` folder or a MONAI datalist JSON, without opening them.
-
-    Args:
-        dataset_dir: a folder with a ``dataset.json`` (MSD's, or any MONAI datalist), or with ``volume-N.nii[.gz]`` and
-            ``segmentation-N.nii[.gz]`` anywhere below it, or a datalist JSON itself. A datalist with a ``validation``
-            list keeps its own split. Unlabelled ``test`` items (MSD's) are not cases.
-
-    Returns:
-        Cases with absolute paths, sorted by name and number.
-
-    Raises:
-        InputError: nothing is there, a file lacks its partner, or a case is there twice.
-    """
-    root = absolute(dataset_dir)
-    if not root.exists():
-        raise InputError(f"{root}: does not exist; give an existing folder or datalist JSON as --dataset_dir")
-    if root.is_file():
-        return _find_datalist_cases(root)
-    if (root / "dataset.json").is_file():
-        return _find_datalist_cases(root / "dataset.json")
-    return _find_lits_cases(root)
-
-
 class Finding(NamedTuple):
     """What is remarkable about one file; ``severity`` is "error" (unusable), "dropped" (left out) or "warning"."""
 
@@ -160,11 +84,114 @@ class Finding(NamedTuple):
         return f"{self.severity}: {os.path.basename(self.file)}: {self.reason}"
 
 
+def _list_lits_cases(root: Path) -> tuple[list[Case], list[Finding]]:
+    found: dict[str, dict[int, Path]] = {"volume": {}, "segmentation": {}}
+    findings = []
+    for folder, _, files in sorted(os.walk(root, followlinks=True)):
+        for match in filter(None, map(LITS_NAME.fullmatch, sorted(files))):
+            kind, number, path = match[1], int(match[2]), Path(folder, match[0])
+            if number in found[kind]:
+                reason = f"{kind} {number} is also {found[kind][number]}; remove one of the two"
+                findings.append(Finding("error", str(path), reason))
+            else:
+                found[kind][number] = path
+    volumes, segmentations = found["volume"], found["segmentation"]
+    if not volumes and not segmentations:
+        reason = (
+            "no cases found; looked for volume-N.nii[.gz] with segmentation-N.nii[.gz] in it and its "
+            "subfolders (LiTS) and for dataset.json (MSD Task03_Liver); for a datalist of another name, give its path"
+        )
+        findings.append(Finding("error", str(root), reason))
+    for kind, numbers, partners in (("segmentation", volumes, segmentations), ("volume", segmentations, volumes)):
+        for number in sorted(numbers.keys() - partners.keys()):
+            reason = f"has no {kind}-{number}.nii[.gz]; add it, or remove this file"
+            findings.append(Finding("error", str(numbers[number]), reason))
+    pairs = sorted(volumes.keys() & segmentations.keys())
+    return [Case(f"volume-{n}", str(volumes[n]), str(segmentations[n])) for n in pairs], findings
+
+
+def _name_images(images: list[str]) -> list[str]:
+    """Name images by their files, or, where files of several folders share a name, by their paths."""
+    names = [re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(image)) for image in images]
+    if len(set(names)) < len(names):
+        shared = os.path.commonpath([os.path.dirname(image) for image in images])
+        names = [Path(os.path.relpath(image, shared)).as_posix() for image in images]
+    return names
+
+
+def _list_datalist_cases(datalist_file: Path) -> tuple[list[Case], list[Finding]]:
+    datalist = read_json(datalist_file)
+    sections = {section: datalist.get(section) or [] for section in SECTIONS}
+    if not all(isinstance(items, list) for items in sections.values()) or not sections["training"]:
+        raise InputError(f"{datalist_file}: has no 'training' list; give a MONAI datalist or MSD's dataset.json")
+    sections["test"] = [item for item in sections["test"] if isinstance(item, dict) and item.get("label")]
+    if sections["test"] and not sections["validation"]:
+        raise InputError(f"{datalist_file}: has labelled 'test' cases but no 'validation'; add it, or take 'test' out")
+
+    pairs: dict[str, tuple[str, str | None]] = {}
+    findings = []
+    for section, items in sections.items():
+        for index, item in enumerate(items):
+            files = [item.get(key) if isinstance(item, dict) else None for key in ("image", "label")]
+            if not all(isinstance(file, str) and file for file in files):
+                reason = f"{section}[{index}] must give one path each as 'image' and 'label'"
+                findings.append(Finding("error", str(datalist_file), reason))
+                continue
+            image, label = (os.path.abspath(datalist_file.parent / file) for file in files)
+            if image in pairs:
+                reason = f"{section}[{index}] lists {image} a second time; remove one of the two"
+                findings.append(Finding("error", str(datalist_file), reason))
+            elif not os.path.basename(image).startswith("._"):  # what macOS leaves in archives
+                pairs[image] = (label, section if sections["validation"] else None)
+    if not pairs and not findings:
+        findings.append(Finding("error", str(datalist_file), "lists no cases"))
+    cases = [Case(name, image, *pairs[image]) for image, name in zip(pairs, _name_images(list(pairs)), strict=True)]
+    return sorted(cases, key=lambda case: natural_key(case.name)), findings
+
+
+def list_cases(dataset_dir: str | os.PathLike) -> tuple[list[Case], list[Finding]]:
+    """List the cases of a LiTS folder, an MSD ``Task03_Liver`` folder or a MONAI datalist JSON, without opening them.
+
+    Args:
+        dataset_dir: a folder with a ``dataset.json`` (MSD's, or any MONAI datalist), or with ``volume-N.nii[.gz]`` and
+            ``segmentation-N.nii[.gz]`` anywhere below it, or a datalist JSON itself. A datalist with a ``validation``
+            list keeps its own split. Unlabelled ``test`` items (MSD's) are not cases.
+
+    Returns:
+        Cases with absolute paths, sorted by name and number, and what is wrong with the list: a file lacks its partner,
+        or is there twice, or nothing is there.
+
+    Raises:
+        InputError: there is no such folder or file, or it is no datalist.
+    """
+    root = absolute(dataset_dir)
+    if not root.exists():
+        raise InputError(f"{root}: does not exist; give an existing folder or datalist JSON as --dataset_dir")
+    if root.is_file():
+        return _list_datalist_cases(root)
+    if (root / "dataset.json").is_file():
+        return _list_datalist_cases(root / "dataset.json")
+    return _list_lits_cases(root)
+
+
+def find_cases(dataset_dir: str | os.PathLike) -> list[Case]:
+    """Return the cases that `list_cases` lists.
+
+    Raises:
+        InputError: as `list_cases` does, and if anything is wrong with the list.
+    """
+    cases, findings = list_cases(dataset_dir)
+    if findings:
+        others = f" (and {len(findings) - 1} more: python -m scripts.data check lists them)" if findings[1:] else ""
+        raise InputError(f"{findings[0].file}: {findings[0].reason}{others}")
+    return cases
+
+
 class CaseReport(NamedTuple):
     """What checking one case has shown; what could not be measured is None or NaN.
 
-    ``slices`` counts along the axis closest to head-foot, ``spacing_mm`` follows the array's axes, and ``liver_ml``
-    includes ``tumor_ml``.
+    ``slices`` counts along the axis closest to head-foot, ``spacing_mm`` follows the array's axes, ``liver_ml``
+    includes ``tumor_ml``, and ``fingerprint`` is the same of images of the same voxels.
     """
 
     case: Case
@@ -173,6 +200,7 @@ class CaseReport(NamedTuple):
     spacing_mm: tuple[float, ...] = (math.nan,) * 3
     liver_ml: float = math.nan
     tumor_ml: float = math.nan
+    fingerprint: str | None = None
 
     @property
     def status(self) -> str:
@@ -196,15 +224,6 @@ def _measure_shift_mm(affine: np.ndarray, other: np.ndarray, shape: tuple[int, .
     return float(shift_mm) if shift_mm > GRID_TOLERANCE * nib.affines.voxel_sizes(affine).min() else 0.0
 
 
-def check_size(nifti: nib.Nifti1Image) -> None:
-    """Raise `ValueError` if a file is too small for the voxels that its header promises, before memory is taken."""
-    file = nifti.get_filename()
-    promised = nifti.dataobj.offset + math.prod(map(int, nifti.shape)) * nifti.get_data_dtype().itemsize
-    possible = os.path.getsize(file) * (MAX_GZIP_RATIO if file.endswith(".gz") else 1)
-    if promised > possible:
-        raise ValueError(f"Expected {promised} bytes, the file has no more than {possible}")
-
-
 def _read_nifti(file: str) -> Volume:
     nifti = nib.load(file, mmap=False)  # a mapped file that shrinks would end the program
     check_size(nifti)
@@ -212,10 +231,8 @@ def _read_nifti(file: str) -> Volume:
     # A CT is hundreds of megabytes: integers stay as stored, and nothing becomes float64.
     keep = dtype.kind not in "iuf" or (dtype.kind in "iu" and (proxy.slope, proxy.inter) == (1, 0))
     array = np.asanyarray(proxy) if keep else np.asanyarray(proxy, dtype=np.float32)
-    if file.endswith(".gz"):  # nibabel stops at the last voxel, before the checksum of the whole
-        with gzip.open(file) as stream:
-            while stream.read(2**24):
-                pass
+    if file.endswith(".gz"):
+        check_gzip(file)
     header, warnings = nifti.header, []
     forms = [affine for affine, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
     if not forms:
@@ -229,17 +246,21 @@ def _read_volume(file: str) -> Volume:
     """Read one 3D file, NIfTI by nibabel and others by MONAI; raise `ValueError` with the reason if it is unusable."""
     if not os.path.exists(file):
         raise ValueError("does not exist")
+    if not file.lower().endswith(IMAGE_SUFFIXES):  # MONAI would read others too, and NumPy's by executing them
+        raise ValueError(f"cannot be read, its format is none of {', '.join(IMAGE_SUFFIXES)}; convert it")
     try:
-        if file.endswith((".nii", ".nii.gz")):
+        if file.lower().endswith(NIFTI_SUFFIXES):
             volume = _read_nifti(file)
         else:
             from monai.transforms import LoadImage  # takes seconds to import, and data as downloaded never need it
 
-            image = LoadImage(image_only=True)(file)
+            from scripts.scans import ScanReader, check_file
+
+            check_file(file)
+            image = LoadImage(reader=ScanReader(), image_only=True)(file)
             volume = Volume(image.numpy(), image.affine.numpy())
     except Exception as error:  # the readers raise whatever a broken file makes them run into
-        reason = " ".join(str(error).split())
-        raise ValueError(f"cannot be read ({type(error).__name__}: {reason}); download or copy it again") from error
+        raise ValueError(explain_unreadable(error)) from error
     array, affine = volume.array, volume.affine
     if array.dtype.kind not in "biuf":
         raise ValueError(f"has voxels of type {array.dtype}; save it with one real number per voxel")
@@ -252,12 +273,28 @@ def _read_volume(file: str) -> Volume:
     return volume
 
 
-def _find_spacing_errors(spacing_mm: np.ndarray, slice_axis: int) -> Iterable[str]:
-    for axis, value_mm in enumerate(spacing_mm):
-        low_mm, high_mm = SLICE_SPACING_MM if axis == slice_axis else IN_PLANE_SPACING_MM
-        if not low_mm <= value_mm <= high_mm:
-            where = "between slices" if axis == slice_axis else "in plane"
+def _find_slice_axis(affine: np.ndarray) -> int:
+    return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 2)[0])
+
+
+def find_grid_errors(affine: np.ndarray, shape: Sequence[int]) -> Iterable[str]:
+    """Yield why a (H, W, D) grid cannot be a CT's, in words that follow a file's name, if there is a reason."""
+    slice_axis = _find_slice_axis(affine)
+    for axis, value_mm in enumerate(nib.affines.voxel_sizes(affine)):
+        is_slice = axis == slice_axis
+        low_mm, high_mm = SLICE_SPACING_MM if is_slice else IN_PLANE_SPACING_MM
+        where = "between slices" if is_slice else "in plane"
+        extent_mm, limit_mm = value_mm * shape[axis], SLICE_EXTENT_MM if is_slice else IN_PLANE_EXTENT_MM
+        if not low_mm <= round(value_mm, 5) <= high_mm:
             yield f"its spacing {where} is {value_mm:g} mm, not {low_mm:g} to {high_mm:g} mm; repair its header"
+        elif extent_mm > limit_mm:
+            yield f"it measures {extent_mm:.4g} mm {where}, more than {limit_mm:g} mm; repair its header"
+
+
+def is_sheared(affine: np.ndarray) -> bool:
+    """Return whether the axes of a grid are not at right angles to each other."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > RIGHT_ANGLE_TOLERANCE)
 
 
 def find_hu_errors(image: np.ndarray) -> Iterable[str]:
@@ -267,12 +304,14 @@ def find_hu_errors(image: np.ndarray) -> Iterable[str]:
     if minimum == maximum:
         yield f"every voxel is {minimum:g}; it holds no scan"
     elif minimum >= AIR_HU:
-        yield (
-            f"no voxel is under {AIR_HU:g} HU (they are {minimum:g} to {maximum:g}); it looks like HU + 1024, "
-            "windowed, or not CT: convert it to HU"
-        )
-    elif not ((image >= low_hu) & (image <= high_hu)).any():
-        yield f"no voxel is soft tissue ({low_hu:g} to {high_hu:g} HU); convert it to HU"
+        cause = "HU + 1024, windowed, or not CT: convert it to HU"
+        if WRAPPED_HU <= maximum < 2**16:
+            cause = "HU below 0 that were saved as unsigned 16-bit integers: subtract 65536 from those over 32767"
+        yield f"no voxel is under {AIR_HU:g} HU (they are {minimum:g} to {maximum:g}); it looks like {cause}"
+    elif (dense := np.count_nonzero(image > DENSE_HU) / image.size) > MAX_DENSE_FRACTION:
+        yield f"{dense:.0%} of the voxels are over {DENSE_HU:g} HU; it looks like HU + 1024: convert it to HU"
+    elif np.count_nonzero((image >= low_hu) & (image <= high_hu)) / image.size < MIN_SOFT_TISSUE_FRACTION:
+        yield f"hardly any voxel is soft tissue ({low_hu:g} to {high_hu:g} HU); convert it to HU"
 
 
 def _turn_to_match(label: Volume, image: Volume) -> Volume:
@@ -282,7 +321,7 @@ def _turn_to_match(label: Volume, image: Volume) -> Volume:
     return label._replace(array=nib.apply_orientation(label.array, turn), affine=affine)
 
 
-def _find_grid_errors(image: Volume, label: Volume) -> Iterable[str]:
+def _find_match_errors(image: Volume, label: Volume) -> Iterable[str]:
     shape, label_shape = image.array.shape, label.array.shape
     if shape != label_shape:
         yield f"has shape {label_shape} along its image's axes, not {shape}; they must share one grid"
@@ -300,16 +339,22 @@ def _find_label_errors(label: np.ndarray, known_voxels: int) -> Iterable[str]:
         yield f"has label values other than 0, 1 and 2: {listed}"
 
 
-def _find_label_doubts(image: np.ndarray, label: np.ndarray) -> Iterable[str]:
+def _find_label_misfits(image: np.ndarray, label: np.ndarray) -> Iterable[tuple[str, str]]:
+    """Yield severity and reason where a label does not fit its image."""
     liver_hu = image[label > 0]
     if liver_hu.size == 0:
-        yield "is empty: no liver and no tumour"
+        yield "warning", "is empty: no liver and no tumour"
         return
     fraction, median_hu = liver_hu.size / label.size, float(np.median(liver_hu))
-    if not LIVER_FRACTION[0] <= fraction <= LIVER_FRACTION[1]:
-        yield f"the liver fills {fraction:.2%} of the volume"
+    if fraction > MAX_LIVER_FRACTION:
+        yield "error", f"the liver fills {fraction:.2%} of the volume: the label may be inverted; draw it again"
+    elif fraction < MIN_LIVER_FRACTION:
+        yield "warning", f"the liver fills {fraction:.2%} of the volume"
     if not LIVER_MEDIAN_HU[0] <= median_hu <= LIVER_MEDIAN_HU[1]:
-        yield f"the median under the label is {median_hu:g} HU, which is not liver: the label may be shifted or flipped"
+        reason = f"the median under the label is {median_hu:g} HU, which is not liver"
+        yield "error", f"{reason}: the label may be shifted, flipped or another scan's; put it right"
+    elif (air := np.count_nonzero(liver_hu < AIR_HU) / liver_hu.size) > MAX_AIR_IN_LIVER:
+        yield "warning", f"{air:.0%} of the label is air (under {AIR_HU:g} HU): it may be shifted; look at it"
 
 
 def _find_lits_traps(case: Case, affine: np.ndarray, spacing_mm: np.ndarray) -> Iterable[Finding]:
@@ -322,6 +367,33 @@ def _find_lits_traps(case: Case, affine: np.ndarray, spacing_mm: np.ndarray) -> 
         yield Finding("warning", case.image, reason)
     if number in SHIFTED_LABEL_CASES:
         yield Finding("warning", case.label, "LiTS's label of this case has been reported as shifted; look at it")
+    if is_sheared(affine):
+        reason = "its axes are not at right angles (a tilted gantry?): distances measured in it are not exact"
+        yield Finding("warning", case.image, reason)
+
+
+def _fingerprint(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array.T).view(np.uint8)).hexdigest()  # nibabel's arrays are transposed
+
+
+def find_repeated(reports: Sequence[CaseReport]) -> list[CaseReport]:
+    """Return the reports, with a finding for each image whose voxels are those of an earlier one.
+
+    It is an error where the two are, or by a split could come to be, in different sections: what is trained on would be
+    tested on. Within one section of the user's own datalist it is a warning.
+    """
+    first: dict[str, CaseReport] = {}
+    results = []
+    for report in reports:
+        twin = first.setdefault(report.fingerprint, report) if report.fingerprint else report
+        if twin is not report:
+            together = report.case.section is not None and report.case.section == twin.case.section
+            where = f" of {twin.case.section}" if twin.case.section else ""
+            reason = f"is the same scan as {twin.case.image}{where}; remove one of the two"
+            finding = Finding("warning" if together else "error", report.case.image, reason)
+            report = report._replace(findings=(*report.findings, finding))
+        results.append(report)
+    return results
 
 
 def check_case(case: Case, min_slices: int = PAPER_MIN_SLICES) -> CaseReport:
@@ -352,22 +424,23 @@ def check_case(case: Case, min_slices: int = PAPER_MIN_SLICES) -> CaseReport:
     image, stored_label = volumes
     label = _turn_to_match(stored_label, image)
     spacing_mm = nib.affines.voxel_sizes(image.affine)
-    slice_axis = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
-    slices = image.array.shape[slice_axis]
+    slices = image.array.shape[_find_slice_axis(image.affine)]
     counts = [int(np.count_nonzero(label.array == value)) for value in (0, 1, 2)]
     voxel_ml = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
 
-    add("error", case.image, _find_spacing_errors(spacing_mm, slice_axis))
+    add("error", case.image, find_grid_errors(image.affine, image.array.shape))
     add("error", case.image, find_hu_errors(image.array))
-    add("error", case.label, _find_grid_errors(image, label))
+    add("error", case.label, _find_match_errors(image, label))
     add("error", case.label, _find_label_errors(label.array, sum(counts)))
     if not any(finding.severity == "error" for finding in findings):
         if not np.array_equal(stored_label.affine, label.affine):
             reason = "is stored with other axes than its image; the same grid, so it is turned to match"
             add("warning", case.label, [reason])
-        add("warning", case.label, _find_label_doubts(image.array, label.array))
+        for severity, reason in _find_label_misfits(image.array, label.array):
+            add(severity, case.label, [reason])
     findings += _find_lits_traps(case, image.affine, spacing_mm)
     if slices < min_slices:
         add("dropped", case.image, [f"{slices} slices, fewer than {min_slices}"])
     liver_ml, tumor_ml = (counts[1] + counts[2]) * voxel_ml, counts[2] * voxel_ml
-    return CaseReport(case, tuple(findings), slices, tuple(map(float, spacing_mm)), liver_ml, tumor_ml)
+    measures = (slices, tuple(map(float, spacing_mm)), liver_ml, tumor_ml, _fingerprint(image.array))
+    return CaseReport(case, tuple(findings), *measures)

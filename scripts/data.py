@@ -23,10 +23,14 @@ from tqdm.contrib.concurrent import thread_map
 from scripts.cases import (
     PAPER_MIN_SLICES,
     SECTIONS,
+    Case,
     CaseReport,
+    Finding,
     absolute,
     check_case,
     find_cases,
+    find_repeated,
+    list_cases,
     natural_key,
     read_json,
 )
@@ -38,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 PAPER_SIZES = (88, 22, 20)  # of training, validation and test, of 130 cases
 DATALIST_FORMAT = {"format": "mpunet_datalist", "version": 1}
+SEVERITIES = ("error", "dropped", "warning")
 WORKERS = 4  # cases read at once; each takes about three times the size of its uncompressed files
 
 
@@ -120,24 +125,28 @@ def _describe_case(report: CaseReport, section: str | None) -> dict[str, Any]:
     }
 
 
-def _summarise(rows: list[dict[str, Any]]) -> str:
-    places = [row["section"] or row["status"] for row in rows]
+def _summarise(rows: list[dict[str, Any]], by_section: bool = True) -> str:
+    places = [(by_section and row["section"]) or row["status"] for row in rows]
     counts = [f"{places.count(place)} {place}" for place in (*SECTIONS, "ok", "dropped", "bad") if place in places]
     return f"{len(rows)} cases: {', '.join(counts)}"
 
 
-def _format_table(root: Path, rows: list[dict[str, Any]]) -> str:
-    """Return all cases as a Markdown table with aligned columns, under a summary."""
+def _format_rows(rows: list[dict[str, Any]]) -> list[str]:
+    """Return rows of one kind as the lines of a Markdown table with aligned columns."""
     lines = [list(rows[0])]
-    for row in rows:
-        spacing = " x ".join(f"{value:.3g}" for value in row["spacing_mm"] or ())
-        findings = "; ".join(row["findings"]).replace("|", r"\|")
-        cells = {**row, "spacing_mm": spacing or None, "findings": findings}
-        lines.append(["-" if cell is None else str(cell) for cell in cells.values()])
+    lines += [["-" if cell is None else str(cell).replace("|", r"\|") for cell in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    table = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    return "\n".join(["# Cases", "", f"{root}: {_summarise(rows)}", "", *table, ""])
+    return ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+
+
+def _format_table(root: Path, rows: list[dict[str, Any]]) -> str:
+    """Return all cases as a Markdown table under a summary."""
+    cells = []
+    for row in rows:
+        spacing = " x ".join(f"{value:.3g}" for value in row["spacing_mm"] or ())
+        cells.append({**row, "spacing_mm": spacing or None, "findings": "; ".join(row["findings"])})
+    return "\n".join(["# Cases", "", f"{root}: {_summarise(rows)}", "", *_format_rows(cells), ""])
 
 
 def _write_text(file: Path, text: str) -> None:
@@ -148,9 +157,9 @@ def _write_text(file: Path, text: str) -> None:
         raise InputError(f"{file}: cannot be written ({error}); give another place") from error
 
 
-def _check_cases(root: Path, min_slices: int) -> list[CaseReport]:
+def _check_cases(cases: list[Case], min_slices: int, workers: int = WORKERS) -> list[CaseReport]:
     check_one = partial(check_case, min_slices=min_slices)
-    return thread_map(check_one, find_cases(root), max_workers=WORKERS, desc="checking", unit="case", disable=None)
+    return find_repeated(thread_map(check_one, cases, max_workers=workers, desc="checking", unit="case", disable=None))
 
 
 def _assign_sections(reports: list[CaseReport], seed: int) -> dict[str, str]:
@@ -197,7 +206,7 @@ def make_datalist(
     if output_file.suffix != ".json":
         raise InputError(f"{output_file}: a datalist's name must end in .json")
     table_file = output_file.with_suffix(".md")
-    reports = _check_cases(root, min_slices)
+    reports = _check_cases(find_cases(root), min_slices)
     sections = _assign_sections(reports, seed)
     rows = [_describe_case(report, sections.get(report.case.name)) for report in reports]
     _write_text(table_file, _format_table(root, rows))
@@ -275,15 +284,83 @@ def make(
     print(f"{_summarise(datalist['cases'])}; datalist: {path}; table: {path.with_suffix('.md')}")
 
 
-def check(dataset_dir: str, output_file: str | None = None, min_slices: int = PAPER_MIN_SLICES) -> None:
-    """Check the cases of DATASET_DIR; print a table of them, and write it to OUTPUT_FILE (.md) if one is given."""
+def check_dataset(
+    dataset_dir: str | os.PathLike, min_slices: int = PAPER_MIN_SLICES, workers: int = WORKERS
+) -> dict[str, Any]:
+    """Check the cases of ``dataset_dir`` and the list of them, and report all that is wrong.
+
+    Args:
+        dataset_dir: see `list_cases`.
+        min_slices: a case with fewer is reported as dropped.
+        workers: cases read at once; each takes about three times the size of its uncompressed files.
+
+    Returns:
+        "dataset_dir", "counts" (severity → number of findings), "findings" (rows of severity, case, file and reason,
+        errors first; what is wrong with the list has no case) and "cases" (one row each).
+
+    Raises:
+        InputError: there is no such folder or file, or it is no datalist.
+    """
     root = absolute(dataset_dir)
-    reports = _check_cases(root, min_slices)
-    table = _format_table(root, [_describe_case(report, section=None) for report in reports])
-    print(table)
-    if output_file is not None:
-        _write_text(absolute(output_file), table)
-    _raise_for_bad_cases(reports, "fix or remove the file")
+    cases, of_list = list_cases(root)
+    reports = _check_cases(cases, min_slices, workers)
+    findings: list[tuple[str | None, Finding]] = [(None, finding) for finding in of_list]
+    findings += [(report.case.name, finding) for report in reports for finding in report.findings]
+    rows = [
+        {"severity": severity, "case": case, "file": finding.file, "reason": finding.reason}
+        for severity in SEVERITIES
+        for case, finding in findings
+        if finding.severity == severity
+    ]
+    return {
+        "dataset_dir": str(root),
+        "counts": {severity: sum(row["severity"] == severity for row in rows) for severity in SEVERITIES},
+        "findings": rows,
+        "cases": [_describe_case(report, report.case.section) for report in reports],
+    }
+
+
+def _format_report(report: dict[str, Any]) -> str:
+    """Return what `check_dataset` found as Markdown: a summary, a table of findings, a table of cases."""
+    root = report["dataset_dir"]
+    found = ", ".join(f"{count} {severity}" for severity, count in report["counts"].items() if count)
+    lines = ["# Check", "", f"{root}: {_summarise(report['cases'], by_section=False)}; findings: {found or 'none'}", ""]
+    if report["findings"]:
+        folder = root if os.path.isdir(root) else os.path.dirname(root)
+        rows = [{**row, "file": os.path.relpath(row["file"], folder)} for row in report["findings"]]
+        lines += [*_format_rows(rows), ""]
+    if report["cases"]:
+        rows = [{key: row[key] for key in row if key != "findings"} for row in report["cases"]]
+        lines += [*_format_rows(rows), ""]
+    return "\n".join(lines)
+
+
+def check(
+    dataset_dir: str,
+    output_file: str | None = None,
+    min_slices: int = PAPER_MIN_SLICES,
+    workers: int = WORKERS,
+) -> None:
+    """Check the cases of DATASET_DIR, WORKERS at once; print the findings, errors first, and the cases.
+
+    OUTPUT_FILE (.json) gets them too, and a file of the same name the tables (.md). The exit status is 1 if there is an
+    error, and 0 if there are warnings alone.
+    """
+    json_file = None if output_file is None else absolute(output_file)
+    if json_file is not None and json_file.suffix != ".json":
+        raise InputError(f"{json_file}: a report's name must end in .json; the tables go to a file of the same name")
+    report = check_dataset(dataset_dir, min_slices, workers)
+    tables = _format_report(report)
+    print(tables)
+    if json_file is not None:
+        _write_text(json_file, json.dumps(report, indent=2, allow_nan=False) + "\n")
+        _write_text(json_file.with_suffix(".md"), tables)
+    errors = [row for row in report["findings"] if row["severity"] == "error"]
+    if errors:
+        bad = sum(row["status"] == "bad" for row in report["cases"])
+        counts = f"{len(errors)} error{'s' if errors[1:] else ''}, {bad} of {len(report['cases'])} cases"
+        first = f"{errors[0]['file']}: {errors[0]['reason']}"
+        raise InputError(f"{counts} cannot be used, first {first}; fix or remove the files")
 
 
 def main() -> None:

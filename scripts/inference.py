@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import itk
 import nibabel as nib
 import numpy as np
 import torch
@@ -19,51 +18,22 @@ from monai.config import PathLike
 from monai.data import (
     Dataset,
     ImageReader,
-    ITKReader,
     MetaTensor,
-    NibabelReader,
     NibabelWriter,
     list_data_collate,
 )
 from monai.transforms import Compose, LoadImage
-from monai.utils import ImageMetaKey, ensure_tuple
+from monai.utils import ImageMetaKey
 
-from scripts.cases import check_size, find_hu_errors
-from scripts.errors import InputError
+from scripts.cases import find_grid_errors, find_hu_errors
+from scripts.errors import InputError, find_input_error
 from scripts.files import written_whole
 from scripts.handlers import write_table
+from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, explain_unreadable
 from scripts.preview import draw_preview
+from scripts.scans import MODALITY, check_file, is_dicom
 
 logger = logging.getLogger(__name__)
-
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
-DICOM_PREAMBLE_BYTES = 128
-
-
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() not in ("", ".dcm", ".ima") and not path.suffix[1:].isdigit():
-        return False
-    with open(path, "rb") as file:
-        return file.read(DICOM_PREAMBLE_BYTES + 4)[DICOM_PREAMBLE_BYTES:] == b"DICM"
-
-
-def _dicom_series(folder: Path) -> dict[str, int]:
-    """Return identifier → number of files of the series in a folder, told apart as MONAI's ITKReader does."""
-    names = itk.GDCMSeriesFileNames.New()
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")
-    names.SetDirectory(str(folder))
-    return {series: len(names.GetFileNames(series)) for series in names.GetSeriesUIDs()}
-
-
-def _check_series(folder: Path, series: str) -> None:
-    found = _dicom_series(folder)
-    listing = ", ".join(f"{identifier} ({count} files)" for identifier, count in found.items())
-    if series and series not in found:
-        raise InputError(f"{folder}: has no DICOM series {series}; it has {listing}")
-    if not series and len(found) > 1:
-        raise InputError(f"{folder}: holds {len(found)} DICOM series; choose one by --series: {listing}")
 
 
 def output_name(path: PathLike) -> str:
@@ -85,29 +55,28 @@ def name_output(metadata: Mapping[str, Any], saver: Any) -> dict[str, Any]:
 def images_root(dataset_dir: PathLike) -> str:
     """Return the folder relative to which outputs keep their subfolders: of an image, the one it is in."""
     root = Path(dataset_dir)
-    is_image = root.is_file() or (root.is_dir() and any(_is_dicom(path) for path in root.iterdir() if path.is_file()))
+    is_image = root.is_file() or (root.is_dir() and any(is_dicom(path) for path in root.iterdir() if path.is_file()))
     return str(root.parent if is_image else root)
 
 
-def find_images(dataset_dir: PathLike, series: str = "", output_dir: PathLike = "") -> list[dict[str, str]]:
+def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[str, str]]:
     """Return a list of ``{"image": path}``: a path is an image file or a folder of one DICOM series.
 
     Args:
         dataset_dir: an image file (NIfTI, NRRD, MetaImage), a DICOM series folder, or a folder with any of these,
             subfolders included.
-        series: the series to take from folders that hold several, as named by the error that says so.
         output_dir: where masks are written; below ``dataset_dir`` it is not searched, as masks are no images.
 
     Raises:
-        InputError: if nothing is there or nothing is an image; if a folder holds several DICOM series and none is
-            chosen; if two images in one folder would have outputs of one name.
+        InputError: if nothing is there or nothing is an image; if two images in one folder would have outputs of one
+            name.
     """
     root = Path(dataset_dir)
     if not root.exists():
         raise InputError(f"{root}: no such file or folder; give an image or a folder of images as --dataset_dir")
     if root.is_file():
         if not root.name.lower().endswith(IMAGE_SUFFIXES):
-            hint = "give the folder of its DICOM series" if _is_dicom(root) else f"expected {', '.join(IMAGE_SUFFIXES)}"
+            hint = "give the folder of its DICOM series" if is_dicom(root) else f"expected {', '.join(IMAGE_SUFFIXES)}"
             raise InputError(f"{root}: not an image file that can be segmented; {hint}")
         return [{"image": str(root)}]
 
@@ -118,8 +87,7 @@ def find_images(dataset_dir: PathLike, series: str = "", output_dir: PathLike = 
             continue
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         images += [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
-        if any(_is_dicom(path) for path in files):
-            _check_series(folder, series)
+        if any(is_dicom(path) for path in files):
             images.append(folder)
     if not images:
         wanted = ", ".join(IMAGE_SUFFIXES)
@@ -134,61 +102,40 @@ def find_images(dataset_dir: PathLike, series: str = "", output_dir: PathLike = 
 
 
 def check_header(path: str) -> None:
-    """Raise `InputError` unless the header of the NIfTI file ``path`` has real numbers and a proper affine.
-
-    Raises:
-        ValueError: if the file is smaller than its header says.
-    """
+    """Raise `InputError` unless the header of the NIfTI file ``path`` has real numbers and a proper affine."""
     image = nib.load(path)
-    check_size(image)
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: holds {image.get_data_dtype()} voxels, not numbers; convert it to HU")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+    _check_affine(image.affine, path)
+
+
+def _check_affine(affine: np.ndarray, path: str) -> None:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path}: its header gives no voxel size and orientation; write it again with a valid affine")
 
 
 def check_image(image: MetaTensor, path: str, check_hu: bool = True) -> None:
     """Raise `InputError` unless ``image``, read from ``path``, is one 3D volume of finite numbers on a proper grid.
 
-    With ``check_hu`` the numbers must also be what a CT in Hounsfield units can have.
+    With ``check_hu`` it must also be a CT, as far as DICOM says, and in Hounsfield units, as far as its numbers do.
     """
     shape = tuple(image.shape)
     if len(shape) != 3 or min(shape) < 2:
         kind = "2D" if sum(size > 1 for size in shape) < 3 else f"{len(shape)}D"
         raise InputError(f"{path}: is a {kind} image of shape {shape}; give one 3D volume")
+    affine = np.asarray(image.affine)
+    _check_affine(affine, path)
+    for reason in find_grid_errors(affine, shape):
+        raise InputError(f"{path}: {reason}")
     if not torch.isfinite(torch.as_tensor(image)).all():
         raise InputError(f"{path}: has NaN or infinite voxels; replace them (air is -1000 HU) and try again")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise InputError(f"{path}: its header gives no voxel size and orientation; write it again with a valid affine")
+    modality = image.meta.get(MODALITY, "CT")
+    if check_hu and modality != "CT":
+        raise InputError(f"{path}: is of modality {modality}, not CT; give a CT, or give --check_hu false")
     for reason in find_hu_errors(torch.as_tensor(image).numpy()) if check_hu else ():
         raise InputError(f"{path}: {reason}, or give --check_hu false")
-
-
-class ScanReader(ImageReader):
-    """Reads NIfTI by nibabel and all else, DICOM series folders included, by ITK; never by one when the other fails.
-
-    Args:
-        series: which series to take from a DICOM folder of several, as `find_images` names them.
-    """
-
-    def __init__(self, series: str = ""):
-        super().__init__()
-        self.nibabel_reader = NibabelReader()
-        self.itk_reader = ITKReader(series_name=series)
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return True: it takes what `find_images` finds."""
-        return True
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """Return the image object of the library that reads ``data``."""
-        path = str(ensure_tuple(data)[0]).lower()
-        return (self.nibabel_reader if path.endswith(NIFTI_SUFFIXES) else self.itk_reader).read(data, **kwargs)
-
-    def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
-        """Return the voxels ``(X, Y, Z)`` and the metadata, affine to RAS mm included."""
-        is_nifti = isinstance(ensure_tuple(img)[0], nib.spatialimages.SpatialImage)
-        return (self.nibabel_reader if is_nifti else self.itk_reader).get_data(img)
+    if np.allclose(affine, np.eye(4)):
+        logger.warning("%s: identity affine: its orientation and millimetres are likely not true", path)
 
 
 class InputDataset(Dataset):
@@ -208,13 +155,14 @@ class InputDataset(Dataset):
         item = self.data[index]
         path = item["image"]
         try:
-            if path.endswith(NIFTI_SUFFIXES):
+            if os.path.isfile(path):
+                check_file(path)
+            if path.lower().endswith(NIFTI_SUFFIXES):
                 check_header(path)
             loaded = self.transform(item, end=1)
-        except InputError:
-            raise
-        except Exception as error:  # whatever a reader of any format raises on a damaged file
-            raise InputError(f"{path}: cannot be read, it is damaged or incomplete; copy or export it again") from error
+        except Exception as error:  # whatever a reader of any format raises on a damaged file; MONAI wraps it
+            reason = f"{path}: {explain_unreadable(error.__cause__ or error)}"
+            raise find_input_error(error) or InputError(reason) from error
         check_image(loaded["image"], path, self.check_hu)
         return self.transform(loaded, start=1)
 

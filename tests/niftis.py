@@ -34,8 +34,8 @@ def save(file, array, affine=AFFINE):
 
 
 def save_case(folder, number=0, image=None, label=None, affine=AFFINE, label_affine=None, suffix=".nii"):
-    """Write a LiTS-named case and return it as `find_cases` would."""
-    image = make_image() if image is None else image
+    """Write a LiTS-named case and return it as `find_cases` would; its image differs from those of other numbers."""
+    image = set_voxel(make_image(), -1000 - number) if image is None else image
     label = make_label() if label is None else label
     image_file = save(folder / f"volume-{number}{suffix}", image, affine)
     label_file = save(

@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.cases import Case, _read_volume, check_case, check_size, find_cases
+from scripts.cases import Case, CaseReport, _read_volume, check_case, find_cases, find_repeated, list_cases
 from scripts.errors import InputError
+from scripts.headers import check_size
 from tests.niftis import (
     AFFINE,
     SHAPE,
@@ -73,8 +74,14 @@ def test_folder_without_cases_is_answered_with_what_was_looked_for(tmp_path):
 @pytest.mark.parametrize(
     ("removed", "message"),
     [
-        ("segmentation", r"volume-1\.nii: has no segmentation-1\.nii\[\.gz\] \(as have 1 more\); add it"),
-        ("volume", r"segmentation-1\.nii: has no volume-1\.nii\[\.gz\] \(as have 1 more\); add it"),
+        (
+            "segmentation",
+            r"volume-1\.nii: has no segmentation-1\.nii\[\.gz\]; add it, .* \(and 1 more: ",
+        ),
+        (
+            "volume",
+            r"segmentation-1\.nii: has no volume-1\.nii\[\.gz\]; add it, .* \(and 1 more: ",
+        ),
     ],
 )
 def test_file_without_its_partner_is_named(tmp_path, removed, message):
@@ -88,8 +95,10 @@ def test_file_without_its_partner_is_named(tmp_path, removed, message):
 def test_case_number_in_two_subfolders_is_refused_with_both_paths(tmp_path):
     save_case(tmp_path / "a", 7)
     save_case(tmp_path / "b", 7)
-    with pytest.raises(InputError, match=r"volume-7\.nii: volume 7 is also .*volume-7\.nii; remove one"):
+    with pytest.raises(InputError, match=r"segmentation-7\.nii: segmentation 7 is also .*-7\.nii; remove one"):
         find_cases(tmp_path)
+    reasons = [finding.reason for finding in list_cases(tmp_path)[1]]
+    assert [reason.split(" is also ")[0] for reason in reasons] == ["segmentation 7", "volume 7"]
 
 
 def test_msd_cases_come_from_the_training_list_of_dataset_json(tmp_path):
@@ -158,7 +167,9 @@ def test_sound_case_is_ok_and_measured(tmp_path):
 
 def test_slices_are_counted_along_the_axis_closest_to_head_foot(tmp_path):
     affine = np.array([[0.0, 1.5, 0.1, 0], [0.1, 0, 1.5, 0], [2.0, 0, 0, 0], [0, 0, 0, 1]])
-    case = save_case(tmp_path, image=make_image((20, 12, 10)), label=np.ones((20, 12, 10), np.uint8), affine=affine)
+    label = make_label((20, 12, 10))
+    label[4:8, 4:8, 4:6] = 1
+    case = save_case(tmp_path, image=make_image((20, 12, 10)), label=label, affine=affine)
     report = check_case(case)
     assert report.slices == 20
     assert report.status == "dropped"
@@ -265,8 +276,17 @@ def with_spacing(*spacing_mm):
             "convert it to HU",
         ),
         (
-            np.where(make_image() == 60, np.int16(1084), np.int16(-2000)),
-            "no voxel is soft tissue (-100 to 200 HU); convert it to HU",
+            np.where(make_image() == 60, np.int16(700), np.int16(-2000)),
+            "hardly any voxel is soft tissue (-100 to 200 HU); convert it to HU",
+        ),
+        (
+            np.where(make_image() == 60, np.int16(1084), np.int16(-2000)),  # 8 * 6 * 44 of 12 * 10 * 48
+            "37% of the voxels are over 800 HU; it looks like HU + 1024: convert it to HU",
+        ),
+        (
+            make_image().astype(np.uint16),
+            "no voxel is under -200 HU (they are 60 to 64536); it looks like HU below 0 that were saved as unsigned "
+            "16-bit integers: subtract 65536 from those over 32767",
         ),
     ],
 )
@@ -391,18 +411,77 @@ def test_image_given_as_its_own_label_reports_image_and_label_apart(tmp_path):
     ("label", "reason"),
     [
         (np.zeros(SHAPE, np.uint8), "is empty: no liver and no tumour"),
-        (np.ones(SHAPE, np.uint8), "the liver fills 100.00% of the volume"),
-        (set_voxel(np.zeros(SHAPE, np.uint8), 1), "the liver fills 0.02% of the volume"),  # 1 of 5760
         (
-            np.roll(make_label(), -3, axis=0) * (make_image() != 60),
-            "the median under the label is -1000 HU, which is not liver: the label may be shifted or flipped",
+            set_voxel(np.zeros(SHAPE, np.uint8), 1) + make_label() * 0,
+            "the liver fills 0.02% of the volume",
+        ),  # 1 of 5760
+        (
+            np.roll(make_label(), 4, axis=0),  # 3:7 becomes 7:11, the block ends at 10
+            "25% of the label is air (under -200 HU): it may be shifted; look at it",
         ),
     ],
 )
 def test_doubtful_label_is_a_warning(tmp_path, label, reason):
-    case = save_case(tmp_path, label=label)
+    image = make_image()
+    image[0, 0, 0] = 60  # under the single voxel
+    case = save_case(tmp_path, image=image, label=label)
+    assert only_reason(case, "warning") == reason
     assert check_case(case).status == "ok"
-    assert reason in list_reasons(case, "warning")
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (
+            1 - np.minimum(make_label(), 1),  # 200 of 5760 are liver
+            "the liver fills 96.53% of the volume: the label may be inverted; draw it again",
+        ),
+        (
+            np.roll(make_label(), -3, axis=0) * (make_image() != 60),
+            "the median under the label is -1000 HU, which is not liver: the label may be shifted, flipped or another "
+            "scan's; put it right",
+        ),
+    ],
+)
+def test_label_that_cannot_be_its_images_is_an_error(tmp_path, label, reason):
+    case = save_case(tmp_path, image=make_image(), label=label)
+    assert reason in list_reasons(case, "error")
+
+
+def make_reports(sections, twins):
+    """Reports of images of which those at the indices ``twins`` have the same voxels."""
+    return [
+        CaseReport(Case(f"volume-{n}", f"{n}.nii", "", section), (), fingerprint="same" if n in twins else str(n))
+        for n, section in enumerate(sections)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "severity", "where"),
+    [
+        ((None, None, None), "error", ""),  # the split could part them
+        (("training", "training", "test"), "error", " of training"),
+        (("training", "validation", "training"), "warning", " of training"),
+    ],
+)
+def test_the_same_scan_twice_is_an_error_unless_both_are_in_one_section(sections, severity, where):
+    reports = find_repeated(make_reports(sections, twins=(0, 2)))
+    assert [report.findings for report in reports[:2]] == [(), ()]
+    (finding,) = reports[2].findings
+    assert finding == (severity, "2.nii", f"is the same scan as 0.nii{where}; remove one of the two")
+
+
+def test_images_of_the_same_voxels_have_one_fingerprint_whatever_their_header(tmp_path):
+    cases = [save_case(tmp_path / name, image=make_image()) for name in "ab"]
+    cases.append(save_case(tmp_path / "c", image=make_image(), affine=move(AFFINE, 7), suffix=".nii.gz"))
+    cases.append(save_case(tmp_path / "d", image=set_voxel(make_image(), -999)))
+    fingerprints = [check_case(case).fingerprint for case in cases]
+    assert fingerprints[0] == fingerprints[1] == fingerprints[2] != fingerprints[3]
+
+
+def test_cases_that_cannot_be_read_are_not_taken_for_one_another():
+    reports = [CaseReport(Case(name, name, ""), ()) for name in "ab"]
+    assert find_repeated(reports) == reports
 
 
 @pytest.mark.parametrize("number", [28, 47])

@@ -345,19 +345,64 @@ def test_make_understands_true_and_false_as_words(tmp_path, capsys):
         data.make(lits, tmp_path / "list.json", skip_bad_cases="maybe")
 
 
-def test_check_prints_the_table_and_fails_in_one_line_if_a_case_is_bad(tmp_path):
-    lits = save_lits(tmp_path / "lits", range(2))
+def test_check_reports_every_finding_by_severity_in_json_and_tables_and_fails_in_one_line(tmp_path):
+    lits = save_lits(tmp_path / "lits", range(5))
     truncate(lits / "volume-1.nii")
-    result = run_command("check", "--dataset_dir", lits, "--output_file", tmp_path / "table.md")
+    save(lits / "segmentation-1.nii", np.zeros(SHAPE, np.float32)[..., 1])
+    save_case(lits, 2, image=set_voxel(make_image(), -1002)[..., :40], label=make_label()[..., :40])
+    save(lits / "segmentation-3.nii", np.zeros(SHAPE, np.uint8))
+    (lits / "segmentation-4.nii").unlink()
+    result = run_command("check", "--dataset_dir", lits, "--output_file", tmp_path / "report.json", "--workers", 2)
     assert result.returncode == 1
-    assert f"{lits}: 2 cases: 1 ok, 1 bad" in result.stdout
-    assert result.stdout.strip() == read_table(tmp_path / "table.md").strip()
     assert result.stderr.startswith(
-        f"error: 1 of 2 cases cannot be used, first {lits / 'volume-1.nii'}: cannot be read"
+        f"error: 3 errors, 1 of 4 cases cannot be used, first {lits / 'volume-4.nii'}: has no segmentation-4.nii[.gz]; "
     )
-    assert result.stderr.count("\n") == 1
+    assert result.stderr.count("\n") == 1  # progress is shown on a terminal alone
+
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["dataset_dir"] == str(lits)
+    assert report["counts"] == {"error": 3, "dropped": 1, "warning": 1}
+    assert [(row["severity"], row["case"], Path(row["file"]).name) for row in report["findings"]] == [
+        ("error", None, "volume-4.nii"),
+        ("error", "volume-1", "volume-1.nii"),
+        ("error", "volume-1", "segmentation-1.nii"),
+        ("dropped", "volume-2", "volume-2.nii"),
+        ("warning", "volume-3", "segmentation-3.nii"),
+    ]
+    assert report["findings"][-1]["reason"] == "is empty: no liver and no tumour"
+    assert [row["status"] for row in report["cases"]] == ["ok", "bad", "dropped", "ok"]
+
+    tables = read_table(tmp_path / "report.md")
+    assert result.stdout.strip() == tables.strip()
+    assert f"{lits}: 4 cases: 2 ok, 1 dropped, 1 bad; findings: 3 error, 1 dropped, 1 warning" in tables
+    assert "| warning  | volume-3 | segmentation-3.nii | is empty: no liver and no tumour" in tables
 
 
-def test_check_of_sound_cases_succeeds(tmp_path, capsys):
-    data.check(save_lits(tmp_path / "lits", range(2)))
-    assert "2 cases: 2 ok" in capsys.readouterr().out
+def test_check_of_sound_cases_and_of_doubtful_ones_succeeds(tmp_path, capsys):
+    lits = save_lits(tmp_path / "lits", range(2))
+    data.check(lits)
+    assert "2 cases: 2 ok; findings: none" in capsys.readouterr().out
+    save(lits / "segmentation-1.nii", np.zeros(SHAPE, np.uint8))
+    data.check(lits)
+    assert "2 cases: 2 ok; findings: 1 warning" in capsys.readouterr().out
+
+
+def test_check_shows_the_sections_of_the_users_own_split_and_a_scan_that_is_in_two(tmp_path):
+    lits = save_lits(tmp_path / "lits", range(3))
+    save(lits / "volume-2.nii", set_voxel(make_image(), -1000))  # as volume-0
+    mine = write_json(lits / "mine.json", {"training": [pair(0)], "validation": [pair(1)], "test": [pair(2)]})
+    report = data.check_dataset(mine)
+    assert [row["section"] for row in report["cases"]] == ["training", "validation", "test"]
+    (finding,) = report["findings"]
+    assert (finding["severity"], finding["case"]) == ("error", "volume-2")
+    assert finding["reason"] == f"is the same scan as {lits / 'volume-0.nii'} of training; remove one of the two"
+
+
+def test_check_refuses_a_report_that_would_not_be_json(tmp_path):
+    with pytest.raises(InputError, match=r"table\.md: a report's name must end in \.json"):
+        data.check(tmp_path, tmp_path / "table.md")
+
+
+def test_check_says_that_nothing_is_there(tmp_path):
+    with pytest.raises(InputError, match=r"1 error, 0 of 0 cases cannot be used, first .*: no cases found"):
+        data.check(tmp_path)

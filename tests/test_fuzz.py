@@ -15,7 +15,8 @@ from torch import nn
 from scripts.cases import check_case, find_cases
 from scripts.errors import InputError
 from scripts.files import read_checkpoint
-from scripts.inference import InputDataset, ScanReader
+from scripts.inference import InputDataset
+from scripts.scans import ScanReader
 
 FEW, MANY = 150, 2500  # inputs of each kind, in every run of the tests and in the slow ones: 4 kinds
 
