@@ -1,8 +1,10 @@
 """How a mistake in somebody's input reaches them: as one line, not as a traceback."""
 
+import logging
 import os
 import sys
 import types
+from typing import Any
 
 TRACEBACK_VARIABLE = "MPUNET_TRACEBACK"
 
@@ -29,9 +31,17 @@ def report_input_errors() -> None:
     """Make an uncaught `InputError` end the program with one line on stderr and exit status 1.
 
     Ctrl-C ends it with a line too. Any other error still prints its traceback; with the environment variable
-    ``MPUNET_TRACEBACK`` set, all do.
+    ``MPUNET_TRACEBACK`` set, all do. The same holds for tracebacks that are logged, as MONAI's engines do.
     """
     sys.excepthook = _print_one_line
+    logging.setLogRecordFactory(_make_record)
+
+
+def _make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    if record.exc_info and find_input_error(record.exc_info[1]) and not os.environ.get(TRACEBACK_VARIABLE):
+        record.exc_info = None
+    return record
 
 
 def _print_one_line(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:

@@ -48,6 +48,27 @@ def test_an_input_error_of_several_lines_is_printed_as_one():
     assert run(r"raise InputError('scan.nii:\n  is empty')").stderr == "error: scan.nii: is empty\n"
 
 
+LOGGED = f"""
+import logging
+logging.basicConfig(format='%(message)s')
+try:
+    {PLAIN}
+except InputError:
+    logging.getLogger('engine').exception('stopping')
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger('engine').exception('a slip')
+"""
+
+
+def test_an_input_error_is_logged_without_its_traceback_and_any_other_with_it():
+    lines = run(LOGGED).stderr.splitlines()
+    assert lines[:3] == ["stopping", "a slip", "Traceback (most recent call last):"]
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert "scan.nii: is empty" in run(LOGGED, **{TRACEBACK_VARIABLE: "1"}).stderr
+
+
 def test_ctrl_c_is_one_line_too():
     process = run("raise KeyboardInterrupt")
     assert process.stderr == "stopped by Ctrl-C\n"

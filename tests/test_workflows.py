@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import random
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,10 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow, load, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.errors import find_input_error
+from scripts.files import read_weights
 from scripts.metrics import OVERLAP_METRICS, SURFACE_METRICS
 from scripts.networks import MPUNet
 from scripts.phantom import write_phantoms
@@ -220,15 +224,20 @@ def test_a_resumed_training_is_that_without_a_break_to_the_bit(phantoms, tmp_pat
         assert without_seconds(folders["whole"] / file) == without_seconds(folders["parts"] / file)
 
 
-def test_another_seed_is_another_training(phantoms, tmp_path):
-    losses = []
-    for seed in (0, 1):
-        settings = TINY | {"dataset_dir": str(phantoms), "output_dir": str(tmp_path), "seed": seed, "max_epochs": 1}
-        run_bundle(
-            "train", **settings, ckpt_path=str(tmp_path / "model.pt"), datalist_file=str(tmp_path / f"{seed}.json")
+def test_the_same_seed_is_the_same_training_and_another_seed_another(phantoms, tmp_path):
+    results = []
+    for number, seed in enumerate((3, 3, 4)):
+        folder = tmp_path / str(number)
+        settings = TINY | {"dataset_dir": str(phantoms), "output_dir": str(folder), "seed": seed, "max_epochs": 1}
+        run_bundle("train", **settings, ckpt_path=str(folder / "model.pt"), val_interval=1)
+        weights = torch.load(folder / "model.pt", weights_only=True)
+        results.append(
+            (torch.cat([value.flatten() for value in weights.values()]), without_seconds(folder / "training.csv"))
         )
-        losses.append(table(tmp_path / "training.csv")[0]["loss"])
-    assert losses[0] != losses[1]
+    first, second, other = results
+    assert torch.equal(first[0], second[0])
+    assert first[1] == second[1]
+    assert not torch.equal(first[0], other[0])
 
 
 def test_resuming_for_another_target_says_so(trained, phantoms, tmp_path):
@@ -237,6 +246,12 @@ def test_resuming_for_another_target_says_so(trained, phantoms, tmp_path):
     with pytest.raises(Exception) as caught:
         run_bundle("train", **settings, max_epochs=2, resume=True, target="tumor")
     assert "last.pt: is of a run with target liver, not tumor" in str(find_input_error(caught.value))
+
+
+def can_mount():
+    """Whether this computer lets a test mount a disk of its own, which nobody else sees."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def start_training(phantoms, folder, **overrides):
@@ -252,7 +267,7 @@ def start_training(phantoms, folder, **overrides):
 
 def wait_for_rows(process, path, rows):
     """Wait until a table of a running process has so many rows, or the process has ended."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
         if path.is_file() and len(table(path)) >= rows:
             return
@@ -275,32 +290,147 @@ def test_a_signal_ends_training_after_its_step_with_a_message(phantoms, tmp_path
     assert len(table(tmp_path / "training.csv")) == done >= 2
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_a_training_killed_at_twenty_random_moments_ends_as_one_that_was_not(phantoms, tmp_path):
-    generator = random.Random(0)
-    settings = {"max_epochs": 60, "val_interval": 1, "datalist_file": tmp_path / "datalist.json"}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start_training(phantoms, whole, **settings).wait() == 0
-    epochs = []
-    for attempt in range(20):
-        process = start_training(phantoms, killed, **settings, resume=attempt > 0)
-        wait_for_rows(process, killed / "training.csv", (epochs[-1] if epochs else 0) + 1)
-        time.sleep(generator.uniform(0, 1))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for name in ("last.pt", "model.pt"):
-            torch.load(killed / name, weights_only=True)
-        epochs.append(len(table(killed / "training.csv")))
-    assert epochs[-1] < 60, "raise max_epochs: it was finished before it was killed for the last time"
-    assert start_training(phantoms, killed, **settings, resume=True).wait() == 0
+def read_every_file(folder):
+    """Fail unless every file of a run, in whatever state it was killed, is whole; return the kinds there are."""
+    kinds = set()
+    for path in (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".part-")):
+        kinds.add(path.suffix)
+        if path.suffix == ".pt":
+            read_weights(path)  # its sum too, if it has one
+        elif path.suffix == ".csv":
+            rows = table(path)
+            assert rows
+            assert all(None not in row and None not in row.values() for row in rows), "cut off"
+        elif path.suffix == ".json":
+            assert read_json(path)
+        elif path.parent.name == "tensorboard":
+            EventAccumulator(str(path)).Reload()
+        else:
+            assert path.suffix in (".md", ".sha256", ".txt"), path
+            assert path.read_text(encoding="utf-8") or path.suffix == ".txt"
+    return kinds
+
+
+def assert_same_end(whole, killed):
+    """Fail unless the weights, the checkpoints and the tables of two runs are the same to the bit."""
     for name in ("last.pt", "model.pt"):
         expected, weights = (torch.load(folder / name, weights_only=True) for folder in (whole, killed))
         expected, weights = (state.get("network", state) for state in (expected, weights))
+        assert expected.keys() == weights.keys()
         assert all(torch.equal(expected[key], weights[key]) for key in expected)
-    assert without_seconds(whole / "training.csv") == without_seconds(killed / "training.csv")
-    assert without_seconds(whole / "validation.csv") == without_seconds(killed / "validation.csv")
+    for name in ("training.csv", "validation.csv"):
+        assert without_seconds(whole / name) == without_seconds(killed / name)
     assert not list(killed.glob(".part-*"))
+    assert read_every_file(killed) >= {".pt", ".csv", ".json", ".sha256"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_killed_training_ends_as_one_that_was_not(phantoms, tmp_path):
+    settings = {"val_interval": 1, "datalist_file": str(tmp_path / "datalist.json")}
+    process = start_training(phantoms, tmp_path / "killed", **settings, max_epochs=10_000)
+    wait_for_rows(process, tmp_path / "killed/training.csv", 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    read_every_file(tmp_path / "killed")
+    settings |= TINY | {"dataset_dir": str(phantoms), "max_epochs": len(table(tmp_path / "killed/training.csv")) + 2}
+    for name in ("whole", "killed"):
+        folder = str(tmp_path / name)
+        run_bundle("train", **settings, output_dir=folder, ckpt_path=f"{folder}/model.pt", resume=name == "killed")
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_training_killed_at_twenty_random_moments_ends_as_one_that_was_not(phantoms, tmp_path):
+    """Four of the moments are while it starts, before the first epoch and later; the others while it trains."""
+    generator = random.Random(0)
+    settings = {"max_epochs": 80, "val_interval": 1, "datalist_file": tmp_path / "datalist.json"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    started = time.monotonic()
+    process = start_training(phantoms, whole, **settings)
+    wait_for_rows(process, whole / "training.csv", 1)
+    start_seconds = time.monotonic() - started
+    assert process.wait() == 0
+    done, moments = 0, []
+    for attempt in range(20):
+        resume = (killed / "last.pt").is_file() or (killed / "previous-last.pt").is_file()
+        process = start_training(phantoms, killed, **settings, resume=resume)
+        if attempt in (0, 1, 7, 13):
+            time.sleep(generator.uniform(0, start_seconds))
+        else:
+            wait_for_rows(process, killed / "training.csv", done + 1)
+            time.sleep(generator.uniform(0, 1))
+        assert process.poll() is None, (killed / "log.txt").read_text(encoding="utf-8")[-3000:]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        read_every_file(killed)
+        table_file = killed / "training.csv"
+        done = len(table(table_file)) if table_file.is_file() else 0
+        moments.append((done, bool(list(killed.glob(".part-*")))))
+    print(f"epochs done, and whether a file was being written, at each kill: {moments}")
+    assert start_training(phantoms, killed, **settings, resume=True).wait() == 0
+    assert_same_end(whole, killed)
+
+
+FULL_DISK = """
+import json, pathlib, sys
+import nibabel as nib, numpy as np, torch
+from monai.bundle import run
+from scripts.errors import InputError, find_input_error
+from scripts.files import read_weights, write_weights
+from scripts.handlers import write_table
+from scripts.inference import GridWriter
+
+disk, settings = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+
+def write_mask(voxels, path):
+    writer = GridWriter(output_dtype=np.uint8)
+    writer.set_data_array(voxels, channel_dim=None)
+    writer.set_metadata({"affine": np.eye(4)}, resample=False)
+    writer.write(path)
+
+rng = np.random.default_rng(0)
+small, large = (rng.integers(0, 255, (size, size, size)).astype(np.uint8) for size in (20, 300))
+kinds = {
+    "model.pt": lambda voxels, path: write_weights({"weight": torch.from_numpy(voxels)}, path),
+    "table.csv": lambda voxels, path: write_table(path, [{"text": 1000 * "x"}] * (voxels.size // 1000)),
+    "mask.nii": write_mask,
+}
+for name, write in kinds.items():
+    write(small, disk / name)
+    before = (disk / name).read_bytes()
+    try:
+        write(large, disk / name)
+    except InputError as error:
+        assert f"{name}: cannot be written, the disk is full; free some space" in str(error), error
+    else:
+        raise AssertionError(name)
+    assert (disk / name).read_bytes() == before, name
+assert sorted(path.name for path in disk.iterdir()) == sorted([*kinds, "model.pt.sha256"])
+read_weights(disk / "model.pt")
+
+free = 2_000_000  # a checkpoint has 0.75 MB, of which two are kept while the third is written
+(disk / "filler").write_bytes(bytes(__import__("shutil").disk_usage(disk).free - free))
+try:
+    run(**settings)
+except Exception as error:
+    print(find_input_error(error))
+"""
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs to mount a small disk")
+def test_a_full_disk_is_said_in_one_line_and_damages_nothing(phantoms, tmp_path):
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.mkdir()
+    settings = TINY | {"config_file": str(ROOT / "configs/train.json"), "bundle_root": str(ROOT), "max_epochs": 5}
+    settings |= {"dataset_dir": str(phantoms), "output_dir": f"{disk}/run", "ckpt_path": f"{disk}/run/model.pt"}
+    mount = f'mount -t tmpfs -o size=16m none {disk} && {sys.executable} -c "$0" {disk} "$1" && cp -r {disk}/run {copy}'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, FULL_DISK, json.dumps(settings)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^/.*/(last|model)\.pt: cannot be written, the disk is full; free some space", done.stdout, re.M)
+    assert read_every_file(copy) >= {".pt", ".csv", ".json"}
+    assert not list(copy.rglob(".part-*"))
 
 
 def test_resuming_a_run_that_never_began_says_so(trained, tmp_path):
