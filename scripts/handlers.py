@@ -26,6 +26,7 @@ from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
 from monai.engines import Trainer
 from monai.handlers import from_engine
+from monai.inferers import Inferer
 from torch import nn, optim
 from torch.utils.data import Dataset
 
@@ -90,12 +91,16 @@ class BatchNormRecalibration:
     Args:
         network: the network.
         dataloader: of batches ``{"image": (B, C, H, W, D), ...}``; one pass over it.
+        inferer: by which the trainer runs the network.
         interval: in epochs.
     """
 
-    def __init__(self, network: nn.Module, dataloader: Iterable[Mapping[str, Any]], interval: int = 1):
+    def __init__(
+        self, network: nn.Module, dataloader: Iterable[Mapping[str, Any]], inferer: Inferer, interval: int = 1
+    ):
         self.network = network
         self.dataloader = dataloader
+        self.inferer = inferer
         self.interval = interval
 
     def attach(self, engine: Engine) -> None:
@@ -113,9 +118,9 @@ class BatchNormRecalibration:
             norm.reset_running_stats()
             norm.momentum = None  # PyTorch's cumulative mean
             norm.train()
-        with torch.no_grad(), torch.autocast(engine.state.device.type, enabled=getattr(engine, "amp", False)):
+        with torch.no_grad():
             for batch in self.dataloader:
-                self.network(batch["image"].to(engine.state.device))
+                self.inferer(batch["image"].to(engine.state.device), self.network)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self.network.train(was_training)

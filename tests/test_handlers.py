@@ -449,7 +449,7 @@ def test_batch_norm_is_recalibrated_to_the_mean_statistics_of_all_crops():
     weights = [parameter.clone() for parameter in network.parameters()]
     engine = Engine(lambda engine, batch: None)
     engine.state.device = torch.device("cpu")
-    BatchNormRecalibration(network, make_loader(), interval=2).attach(engine)
+    BatchNormRecalibration(network, make_loader(), SimpleInferer(), interval=2).attach(engine)
 
     engine.run([0], max_epochs=1)
     assert (norm.running_mean == 99).all()
@@ -465,7 +465,7 @@ def test_batch_norm_is_recalibrated_to_the_mean_statistics_of_all_crops():
 
 def test_a_network_without_batch_norm_is_not_run_for_recalibration():
     engine = Engine(lambda engine, batch: None)
-    BatchNormRecalibration(nn.Conv3d(1, 1, 1), [None]).attach(engine)
+    BatchNormRecalibration(nn.Conv3d(1, 1, 1), [None], SimpleInferer()).attach(engine)
     engine.run([0], max_epochs=1)
 
 

@@ -526,7 +526,13 @@ def test_released_weights_convert_and_infer_as_the_released_network(tmp_path):
         nib.Nifti1Image(clipped * 200, np.diag((1.5, 1.5, 1.0, 1))), tmp_path / "ct.nii"
     )  # HU on the network's grid
     knobs = {"dataset_dir": str(tmp_path / "ct.nii"), "output_dir": str(tmp_path), "roi_size": [16, 32, 48]}
-    knobs |= {"ckpt_path": str(tmp_path / "model.pt"), "device": "cpu", "probabilities": True, "check_hu": False}
+    knobs |= {
+        "ckpt_path": str(tmp_path / "model.pt"),
+        "device": "cpu",
+        "probabilities": True,
+        "check_hu": False,
+        "amp": False,
+    }
     run_bundle("inference", "released", **knobs)
     result = np.asarray(nib.load(tmp_path / "ct_probability.nii.gz").dataobj)
     with torch.no_grad():

@@ -16,6 +16,11 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return F.pad(image, [0, pad[0], 0, pad[1], 0, pad[2]], mode="replicate")
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 if its numbers are half as wide (mixed precision): logarithms need more digits."""
+    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+
+
 def upsample(x: Tensor, size: list[int]) -> Tensor:
     """Enlarge the spatial axes of ``(B, C, H, W, D)`` to ``size`` trilinearly (Sec. 3.3.4), corners not aligned."""
     if x.shape[2:] == size:
@@ -42,6 +47,24 @@ def convolution_stage(in_channels: int, out_channels: int, depth: int, dilation:
     return nn.Sequential(*layers)
 
 
+class MaxPool(nn.Module):
+    """Max-pooling 3 with stride 1, as ``nn.MaxPool3d(3, stride=1, padding=1)``, axis by axis.
+
+    On the CPU PyTorch's own computes in float32 and stores an index of eight bytes for every voxel; this does neither.
+    Where several voxels share the maximum, they share the gradient.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        for axis in range(2, 5):
+            length = x.shape[axis]
+            if length > 1:
+                pairs = torch.maximum(x.narrow(axis, 0, length - 1), x.narrow(axis, 1, length - 1))
+                inner = torch.maximum(pairs.narrow(axis, 0, length - 2), pairs.narrow(axis, 1, length - 2))
+                ends = pairs.narrow(axis, 0, 1), pairs.narrow(axis, length - 2, 1)
+                x = torch.cat([ends[0], inner, ends[1]], dim=axis)
+        return x
+
+
 class Downsampling(nn.Sequential):
     """Max-pooling 3 (stride 1) → convolution → norm → ELU: Eq. 5 with the order of the release.
 
@@ -51,7 +74,7 @@ class Downsampling(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str | tuple, elu_alpha: float):
         kernel_size = 2 if stride == 2 else 3
         super().__init__(
-            nn.MaxPool3d(3, stride=1, padding=1),
+            MaxPool(),
             nn.Conv3d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 3),
             get_norm_layer(norm, spatial_dims=3, channels=out_channels),
             nn.ELU(alpha=elu_alpha),

@@ -18,6 +18,7 @@ from scripts.networks.fusion import MeanFusion, PyramidPoolingFusion, WeightedFu
 from scripts.networks.layers import (
     Downsampling,
     MultiScaleBlock,
+    at_least_float32,
     convolution_stage,
     initialize_convolutions,
     pad_to_multiple,
@@ -53,7 +54,7 @@ class DecoderLevel(nn.Module):
         super().__init__()
         in_channels = skip_channels if from_skip else channels + skip_channels
         if multi_scale:
-            self.stage = MultiScaleBlock(in_channels, channels)
+            self.stage = nn.Sequential(MultiScaleBlock(in_channels, channels))
         else:
             self.stage = convolution_stage(in_channels, channels, depth=3)
         self.gate = AttentionGate(channels, norm) if gated else None
@@ -63,7 +64,10 @@ class DecoderLevel(nn.Module):
     def forward(self, residual: Tensor, skip: Tensor) -> Tensor:
         if self.cross_attention is not None:
             residual = self.cross_attention(residual, skip)
-        x = self.stage(skip if self.from_skip else torch.cat([residual, skip], dim=1)) + residual
+        x = skip if self.from_skip else torch.cat([residual, skip], dim=1)
+        for layer in self.stage:  # one by one, so that the concatenation is freed as soon as it was used
+            x = layer(x)
+        x = x.add_(residual)
         return x if self.gate is None else self.gate(x, residual)
 
 
@@ -212,7 +216,8 @@ class MPUNet(nn.Module):
         """
         skips: list[Tensor] = []
         for level, (encoder, attention, down) in enumerate(zip(self.encoders, self.level_attentions, self.downs)):
-            x = encoder(x) + (x.mean(dim=1, keepdim=True) if level == 0 else x)
+            encoded = encoder(x)
+            x = encoded + (x.mean(dim=1, keepdim=True).to(encoded.dtype) if level == 0 else x)
             if level > 0:
                 x = self.dropout(x)
             x = attention(x)
@@ -227,14 +232,15 @@ class MPUNet(nn.Module):
         skips, x = self.encode(x)
 
         x = self.context(x)
-        maps: list[Tensor] = []
-        for level, (up, decoder, head) in enumerate(zip(self.ups, self.decoders, self.heads)):
-            x = decoder(up(x), skips[level])
-            if level < 3:
+        logits: list[Tensor] = []
+        for up, decoder, head in zip(self.ups, self.decoders, self.heads):
+            x = decoder(up(x), skips.pop(0))
+            if len(skips) > 0:
                 x = self.dropout(x)
-            maps.insert(0, upsample(head(x), size))
+            logits.insert(0, at_least_float32(head(x)).contiguous())  # contiguous: few channels are enlarged faster so
+        del x  # the largest tensor there is
 
-        maps = [log_probabilities(logits, image.shape[2:]) for logits in maps]
+        maps = [log_probabilities(upsample(coarse, size), image.shape[2:]) for coarse in logits]
         fused = self.fusion(maps)
         if self.training and self.deep_supervision:
             return torch.stack([fused] + maps[1:], dim=1)
