@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.networks.fusion import log_probabilities
-from scripts.networks.layers import initialize_convolutions, pad_to_multiple, upsample
+from scripts.networks.layers import at_least_float32, initialize_convolutions, pad_to_multiple, upsample
 
 
 class UNet(nn.Module):
@@ -65,11 +65,11 @@ class UNet(nn.Module):
         maps: list[Tensor] = []
         for level, (decoder, head) in enumerate(zip(self.decoders, self.heads)):
             if level < 3:
-                maps.insert(0, upsample(head(x), size))
+                maps.insert(0, upsample(at_least_float32(head(x)).contiguous(), size))
                 x = F.relu(upsample(decoder(x), skips[level + 1].shape[2:]))
                 x = self.dropout(x + skips[level + 1])
             else:
-                maps.insert(0, head(F.relu(upsample(decoder(x), size))))
+                maps.insert(0, at_least_float32(head(F.relu(upsample(decoder(x), size)))))
 
         maps = [log_probabilities(logits, image.shape[2:]) for logits in maps]
         if self.training and self.deep_supervision:
