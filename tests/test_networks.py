@@ -215,3 +215,32 @@ def test_dropout_acts_in_training_only():
 def test_impossible_sizes_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def step(checkpointing):
+    """Train one step; return the loss, the gradients, the state and the bytes that were kept for the backward pass."""
+    torch.manual_seed(0)
+    network = MPUNet(channels=(4, 8, 8, 16, 16), checkpointing=checkpointing).train()
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = network(torch.randn(2, 1, 32, 32, 32)).square().mean()
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    return loss, gradients, network.state_dict(), sum(kept.values())
+
+
+def test_checkpointing_changes_no_result_and_keeps_less():
+    loss, gradients, state, kept = step(checkpointing=False)
+    same_loss, same_gradients, same_state, kept_less = step(checkpointing=True)
+    assert torch.equal(same_loss, loss)
+    for name, gradient in gradients.items():
+        assert torch.equal(same_gradients[name], gradient), name
+    assert same_state.keys() == state.keys()
+    for name, tensor in state.items():  # running statistics, too, are those of one pass
+        assert torch.equal(same_state[name], tensor), name
+    assert kept_less < 0.5 * kept

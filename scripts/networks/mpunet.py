@@ -14,6 +14,7 @@ from scripts.networks.attention import (
     PatchSequence,
     PositionAttention,
 )
+from scripts.networks.checkpointing import checkpoint_activations
 from scripts.networks.fusion import MeanFusion, PyramidPoolingFusion, WeightedFusion, log_probabilities
 from scripts.networks.layers import (
     Downsampling,
@@ -107,6 +108,7 @@ class MPUNet(nn.Module):
         multi_scale: two-branch multi-scale blocks in the decoder (Eq. 14-17) instead of three convolutions.
         fusion_weights: fuse the maps with learned weights (Sec. 3.5) instead of by their mean.
         pyramid_pooling: fuse the maps by pyramid pooling with these bins (Sec. 3.5), such as (1, 2, 3, 6); empty: off.
+        checkpointing: train in less memory and more time: see `checkpoint_activations`. Not for TorchScript.
 
     Raises:
         ValueError: for other than five ``channels`` or ``elu_alpha``, for channels that ``attention_heads *
@@ -136,6 +138,7 @@ class MPUNet(nn.Module):
         multi_scale: bool = False,
         fusion_weights: bool = False,
         pyramid_pooling: Sequence[int] = (),
+        checkpointing: bool = False,
     ):
         super().__init__()
         alphas = [float(elu_alpha)] * 5 if isinstance(elu_alpha, int | float) else [float(a) for a in elu_alpha]
@@ -208,6 +211,9 @@ class MPUNet(nn.Module):
             self.fusion = PyramidPoolingFusion(len(self.heads), out_channels, pyramid_pooling)
         self.dropout = nn.Dropout(dropout)
         initialize_convolutions(self)
+        if checkpointing:
+            for module in (*self.encoders, *self.downs, *self.ups, *self.decoders):
+                checkpoint_activations(module)
 
     def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the four skip tensors, coarse to fine, and the encoder's end (at 1/8, twice the last channels).
