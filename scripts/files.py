@@ -69,8 +69,10 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: str | os.PathLike) -> Any:
+def read_checkpoint(path: str | os.PathLike, mmap: bool = False) -> Any:
     """Return what a PyTorch file holds: tensors, numbers, strings and containers of them, on the CPU.
+
+    With ``mmap``, of a tensor only what is used is read.
 
     Raises:
         InputError: if the file is missing or damaged, or holds anything else, which is not loaded
@@ -79,7 +81,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # the unpickler raises nearly anything on a damaged file
         raise InputError(
             f"{path}: cannot be read as a PyTorch file of tensors alone: it is damaged, or holds more than tensors, "
