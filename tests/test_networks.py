@@ -7,6 +7,7 @@ import torch
 
 from scripts.convert_released_weights import convert_state_dict
 from scripts.networks import AttentionGate, MPUNet, PositionAttention, UNet, fuse_log_probabilities, pad_to_multiple
+from scripts.networks.layers import MaxPool
 from tests import ROOT
 from tests.golden import MAPS, golden_io, released_state_dict
 
@@ -244,3 +245,26 @@ def test_checkpointing_changes_no_result_and_keeps_less():
     for name, tensor in state.items():  # running statistics, too, are those of one pass
         assert torch.equal(same_state[name], tensor), name
     assert kept_less < 0.5 * kept
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (1, 2, 3), (1, 1, 1), (16, 9, 5)])
+def test_max_pooling_and_its_gradient_are_pytorch_s(size):
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, *size, requires_grad=True)
+    weights = torch.randn(2, 3, *size)
+    result, expected = MaxPool()(image), torch.nn.MaxPool3d(3, stride=1, padding=1)(image)
+    assert torch.equal(result, expected)
+    (gradient,) = torch.autograd.grad((result * weights).sum(), image)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), image)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_mixed_precision_keeps_half_the_numbers_and_no_index():
+    """Of PyTorch's max-pooling the backward pass keeps an index of eight bytes per voxel, and a float32 copy."""
+    image = torch.randn(1, 16, 16, 16, 16, dtype=torch.bfloat16, requires_grad=True)
+    kept = []
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor)
+    with keep, torch.autocast("cpu", torch.bfloat16):
+        result = MaxPool()(image)
+    assert result.dtype == torch.bfloat16
+    assert sum(tensor.nbytes for tensor in kept) <= image.nbytes

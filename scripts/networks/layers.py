@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers import get_norm_layer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 PRELU_SLOPE = 0.25  # PyTorch's initial slope, used as the nonlinearity's in the Kaiming initialisation
 
@@ -47,22 +48,28 @@ def convolution_stage(in_channels: int, out_channels: int, depth: int, dilation:
     return nn.Sequential(*layers)
 
 
-class MaxPool(nn.Module):
-    """Max-pooling 3 with stride 1, as ``nn.MaxPool3d(3, stride=1, padding=1)``, axis by axis.
+def max_pool(x: Tensor) -> Tensor:
+    """Return each voxel's maximum over its 3 × 3 × 3 neighbours, axis by axis; ``(B, C, H, W, D)`` in and out."""
+    for axis in range(2, 5):
+        length = x.shape[axis]
+        if length > 1:
+            pairs = torch.maximum(x.narrow(axis, 0, length - 1), x.narrow(axis, 1, length - 1))
+            inner = torch.maximum(pairs.narrow(axis, 0, length - 2), pairs.narrow(axis, 1, length - 2))
+            x = torch.cat([pairs.narrow(axis, 0, 1), inner, pairs.narrow(axis, length - 2, 1)], dim=axis)
+    return x
 
-    On the CPU PyTorch's own computes in float32 and stores an index of eight bytes for every voxel; this does neither.
-    Where several voxels share the maximum, they share the gradient.
+
+class MaxPool(nn.Module):
+    """Max-pooling 3 with stride 1, as ``nn.MaxPool3d(3, stride=1, padding=1)``.
+
+    On the CPU PyTorch's own computes in float32 and stores an index of eight bytes for every voxel; this does neither,
+    and keeps nothing but its input for the gradient. Where several voxels share the maximum, they share the gradient.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        for axis in range(2, 5):
-            length = x.shape[axis]
-            if length > 1:
-                pairs = torch.maximum(x.narrow(axis, 0, length - 1), x.narrow(axis, 1, length - 1))
-                inner = torch.maximum(pairs.narrow(axis, 0, length - 2), pairs.narrow(axis, 1, length - 2))
-                ends = pairs.narrow(axis, 0, 1), pairs.narrow(axis, length - 2, 1)
-                x = torch.cat([ends[0], inner, ends[1]], dim=axis)
-        return x
+        if not torch.jit.is_scripting() and x.requires_grad:
+            return checkpoint(max_pool, x, use_reentrant=False, preserve_rng_state=False)
+        return max_pool(x)
 
 
 class Downsampling(nn.Sequential):
