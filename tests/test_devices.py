@@ -36,7 +36,8 @@ def test_freed_memory_is_kept_for_the_next_tensor():
         "{}\n"
         "def faults():\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "torch.ones(16_000_000)\n"
+        "for _ in range(20):\n"
+        "    torch.ones(16_000_000)\n"
         "before = faults()\n"
         "for _ in range(10):\n"
         "    torch.ones(16_000_000)\n"
@@ -52,6 +53,4 @@ def test_freed_memory_is_kept_for_the_next_tensor():
             ).stdout
         )
 
-    pages = 64_000_000 // os.sysconf("SC_PAGE_SIZE")
-    assert faults("keep_freed_memory()") < pages
-    assert faults("") > 5 * pages  # without it, as ever: unless huge pages are on everywhere
+    assert faults("keep_freed_memory()") < faults("") / 10

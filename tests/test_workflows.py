@@ -97,7 +97,7 @@ def test_training_writes_weights_tables_and_the_list_of_its_cases(trained):
 def test_the_config_in_the_manifest_makes_the_same_run_again(trained, phantoms, tmp_path):
     manifest = read_json(f"{trained['output_dir']}/manifest.json")
     assert manifest["config"]["spacing"] == TINY["spacing"]
-    assert manifest["values"]["amp"] is False
+    assert manifest["values"]["tensorboard_dir"] == f"{trained['output_dir']}/tensorboard"
     datalist = read_json(f"{trained['output_dir']}/datalist.json")
     for section in ("training", "validation"):
         cases = [{key: [os.path.basename(file)] for key, file in case.items()} for case in datalist[section]]
