@@ -19,12 +19,19 @@ OVERLAYS = {  # overlay → the configs it lies over
     "paper": ["train", "inference"],
     "released": ["inference", "train"],
     "demo": ["train", "inference"],
+    "plain": ["inference"],
+    "openvino": ["inference"],
+    "tensorrt": ["inference"],
 }
 TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_decay", "learning_rate_interval"} | {
     "batch_size", "num_workers", "flip_prob", "rotate_prob", "min_slices", "crops_per_scan", "crop",
     "recalibrate_batch_norm",
 }  # fmt: skip
-NEW_KEYS = {"evaluate": {"section", "evaluation_dir", "save_predictions", "largest_component", "evaluating"}}
+NEW_KEYS = {
+    "evaluate": {"section", "evaluation_dir", "save_predictions", "largest_component", "evaluating"},
+    "openvino": {"handlers::0::_disabled_"},
+    "tensorrt": {"trt_args"},
+}
 
 
 def read(name):
