@@ -79,11 +79,11 @@ def test_the_image_goes_through_the_same_steps_in_training_evaluation_and_infere
 def test_masks_are_finished_alike_in_evaluation_and_inference():
     def last_steps(transforms):
         steps = [transform for transform in transforms if transform["_target_"] != "SaveImaged"]
-        return steps[[step["_target_"] for step in steps].index("AsDiscreted") :]
+        return steps[[step["_target_"] for step in steps].index("scripts.transforms.RestoreGridd") :]
 
     evaluation, inference = read("evaluate"), read("inference")
     steps = last_steps(evaluation["validate::postprocessing::transforms"])
-    assert [step["_target_"] for step in steps] == ["AsDiscreted", "KeepLargestConnectedComponentd"]
+    assert [step["_target_"] for step in steps] == ["scripts.transforms.RestoreGridd", "KeepLargestConnectedComponentd"]
     assert steps == last_steps(inference["postprocessing"]["transforms"])
     assert evaluation["largest_component"] == inference["largest_component"]
 
