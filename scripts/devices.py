@@ -1,4 +1,4 @@
-"""What suits the device that a network runs on: numbers of half width, and memory that is kept between steps."""
+"""What suits the device that a network runs on: numbers of half width, memory that is kept or has run out."""
 
 import ctypes
 import ctypes.util
@@ -22,6 +22,12 @@ def half_precision(device: torch.device | str) -> torch.dtype | None:
     if kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return torch.bfloat16
     return None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error of PyTorch's means that a device, or the CPU, has no memory left."""
+    signs = ("not enough memory", "DefaultCPUAllocator", "out of memory", "Seems to be OOM")  # the last one is MONAI's
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def keep_freed_memory() -> None:

@@ -1,14 +1,85 @@
 """How a network is run on an image or its windows."""
 
+import functools
+import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SlidingWindowInferer
+from monai.transforms import generate_spatial_bounding_box
+from monai.utils import convert_to_tensor, fall_back_tuple
 from torch import Tensor, nn
+from torch.nn import functional
 
-from scripts.devices import half_precision
+from scripts.devices import half_precision, is_out_of_memory
+from scripts.transforms import find_segmented
+
+logger = logging.getLogger(__name__)
+
+COARSE_ZOOM = 0.5
+COARSE_PROBABILITY = 0.1  # of all but background, above which something may be there
+NOTHING = 1e-6  # probability of the other classes in windows that are left out
+
+
+class CoarseToFineInferer(SlidingWindowInferer):
+    """MONAI's sliding window, which with ``coarse_pass`` leaves out windows that are far from what is to be found.
+
+    The network first sees the image at half the resolution. Windows that touch the box of all that may be there by
+    that, and ``margin`` voxels around it, are run as they always are: inside the box the result is the same to the
+    bit. All are run if the coarse pass finds nothing, and if the fine one finds something at the box's faces or
+    outside it, where it may go on.
+
+    Args:
+        coarse_pass: whether windows are left out.
+        margin: voxels.
+        kwargs: of `SlidingWindowInferer`.
+    """
+
+    def __init__(self, *args: Any, coarse_pass: bool = False, margin: int = 16, **kwargs: Any):
+        super().__init__(*args, with_coord=True, **kwargs)
+        self.coarse_pass = coarse_pass
+        self.margin = margin
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the network's log-probabilities ``(B, C, H, W, D)`` of ``inputs`` ``(B, C, H, W, D)``."""
+
+        def run_all(windows: Tensor, places: list, *args: Any, **kwargs: Any) -> Tensor:
+            return network(windows, *args, **kwargs)
+
+        everywhere = functools.partial(super().__call__, inputs, run_all, *args, **kwargs)
+        if not self.coarse_pass:
+            return everywhere()
+        small = functional.interpolate(convert_to_tensor(inputs), scale_factor=COARSE_ZOOM, mode="trilinear")
+        coarse = super().__call__(small, run_all, *args, **kwargs)
+        background = coarse.softmax(dim=1)[:, 0]
+        first, end = generate_spatial_bounding_box(background, lambda p: p < 1 - COARSE_PROBABILITY)
+        if not any(end):
+            return everywhere()
+        size = inputs.shape[2:]
+        first = [max(int(i / COARSE_ZOOM) - self.margin, 0) for i in first]
+        end = [min(math.ceil(i / COARSE_ZOOM) + self.margin, n) for i, n in zip(end, size, strict=True)]
+        padding = [max(roi - n, 0) // 2 for roi, n in zip(fall_back_tuple(self.roi_size, size), size, strict=True)]
+
+        def is_near(place: list) -> bool:
+            """Whether a window, whose place is that in the padded image, touches the box."""
+            axes = zip(place[2:], padding, first, end, strict=True)
+            return all(where.start - pad < b and where.stop - pad > a for where, pad, a, b in axes)
+
+        def run_near(windows: Tensor, places: list, *args: Any, **kwargs: Any) -> Tensor:
+            if any(map(is_near, places)):
+                return network(windows, *args, **kwargs)
+            nothing = windows.new_full((len(windows), coarse.shape[1], *windows.shape[2:]), math.log(NOTHING))
+            nothing[:, 0] = 0
+            return nothing
+
+        result = super().__call__(inputs, run_near, *args, **kwargs)
+        segmented = find_segmented(convert_to_tensor(result).movedim(1, 0))
+        inside = [slice(a + (a > 0), b - (b < n)) for a, b, n in zip(first, end, size, strict=True)]
+        segmented[(..., *inside)] = False
+        return everywhere() if segmented.any() else result
 
 
 class DeviceInferer(Inferer):
@@ -16,6 +87,11 @@ class DeviceInferer(Inferer):
 
     With ``amp`` it computes in `half_precision`, where the device has that. On the CPU weights and image are laid out
     channels last (``torch.channels_last_3d``), for which PyTorch has the faster convolutions; values stay the same.
+
+    A network in evaluation sees one of the windows that hold nothing but air (or any one number): its answer is theirs.
+
+    Where memory does not suffice for a sliding window without gradients, it tries again with fewer windows at once,
+    then keeps the result on the CPU, then runs the network there, and says so; images to come are run likewise.
 
     Args:
         inferer: MONAI's, such as ``SimpleInferer`` or ``SlidingWindowInferer``.
@@ -26,15 +102,58 @@ class DeviceInferer(Inferer):
         super().__init__()
         self.inferer = inferer
         self.amp = amp
+        self.device: torch.device | None = None  # other than the image's
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return what the inferer makes of ``inputs`` ``(B, C, H, W, D)`` with the network."""
+        while True:
+            try:
+                return self._infer(inputs if self.device is None else inputs.to(self.device), network, *args, **kwargs)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or torch.is_grad_enabled():
+                    raise
+                remedy = self._save_memory(inputs.device)
+                if not remedy:
+                    raise
+            logger.warning("not enough memory for an image of %s voxels: %s", tuple(inputs.shape[2:]), remedy)
+            torch.cuda.empty_cache()
+
+    def _save_memory(self, device: torch.device) -> str:
+        """Settle for less memory, and return how; empty if there is nothing left to do without."""
+        if not isinstance(self.inferer, SlidingWindowInferer):
+            return ""
+        if self.inferer.sw_batch_size > 1:
+            self.inferer.sw_batch_size //= 2
+            return f"going on with {self.inferer.sw_batch_size} windows at a time"
+        if device.type != "cpu" and self.inferer.device is None:
+            self.inferer.device = torch.device("cpu")
+            return "going on with the result in the memory of the CPU"
+        if device.type != "cpu" and self.device is None:
+            self.device = torch.device("cpu")
+            return "going on with the network on the CPU"
+        return ""
+
+    def _infer(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         on_cpu = inputs.device.type == "cpu"
-        if on_cpu and isinstance(network, nn.Module):
-            network.to(memory_format=torch.channels_last_3d)
+        if isinstance(network, nn.Module):
+            if self.device is not None:
+                network.to(self.device)
+            if on_cpu:
+                network.to(memory_format=torch.channels_last_3d)
+        is_same_again = isinstance(network, nn.Module) and not network.training
+        answers: dict[tuple, Tensor] = {}  # by number and shape, to windows of one number
 
         def predict(image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             image = image.as_tensor() if isinstance(image, MetaTensor) else image
+            number = image.flatten()[0]
+            if not is_same_again or (image != number).any():
+                return run(image, *args, **kwargs)
+            key = (number.item(), image.shape)
+            if key not in answers:
+                answers[key] = run(image, *args, **kwargs)
+            return answers[key].clone()  # what uses it may write on it
+
+        def run(image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if on_cpu:
                 image = image.contiguous(memory_format=torch.channels_last_3d)
             return network(image, *args, **kwargs).float()

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -5,8 +7,9 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
 from scripts import inferers
-from scripts.inferers import DeviceInferer
+from scripts.inferers import CoarseToFineInferer, DeviceInferer
 from scripts.networks import MPUNet, UNet
+from tests.oracle import ThresholdOracle
 
 
 @pytest.fixture
@@ -72,3 +75,121 @@ def test_windows_are_plain_tensors_laid_out_channels_last_and_the_result_knows_i
 def test_a_function_can_stand_for_the_network():
     image = torch.randn(1, 1, 8, 8, 8)
     torch.testing.assert_close(DeviceInferer(SimpleInferer())(image, lambda x: 2 * x), 2 * image)
+
+
+class Counted(nn.Module):
+    """A network that counts the windows it sees, and can hold but so many of them at once."""
+
+    def __init__(self, network, most=100, error=torch.OutOfMemoryError("CUDA out of memory.")):
+        super().__init__()
+        self.network, self.most, self.error = network, most, error
+        self.windows = 0
+
+    def forward(self, image):
+        self.windows += len(image)
+        if len(image) > self.most:
+            raise self.error
+        return self.network(image)
+
+
+def sliding(cls=SlidingWindowInferer, batch=1, **kwargs):
+    return cls(roi_size=(16, 16, 8), sw_batch_size=batch, overlap=0.25, mode="gaussian", cval=-1, **kwargs)
+
+
+def image_amid_air():
+    """Of its 5 x 4 x 4 windows, 2 x 1 x 4 touch what is not air: slices 0 to 15 of the first and the second axis."""
+    image = torch.full((1, 1, 64, 48, 26), -1.0)
+    image[:, :, 2:14, 3:11] = torch.rand(12, 8, 26, generator=torch.Generator().manual_seed(0))
+    return image
+
+
+def test_of_all_windows_of_air_the_network_sees_one_and_the_result_is_the_same_to_the_bit(network):
+    image, counted = image_amid_air(), Counted(network).eval()
+    with torch.no_grad():
+        expected = DeviceInferer(sliding(), amp=False)(image, lambda window: network(window))
+        result = DeviceInferer(sliding(), amp=False)(image, counted)
+    assert counted.windows == 2 * 1 * 4 + 1
+    assert torch.equal(result, expected)
+
+
+def test_in_training_every_window_is_seen():
+    counted = Counted(ThresholdOracle(0.5))
+    DeviceInferer(sliding())(image_amid_air(), counted)
+    assert counted.windows == 5 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_without_memory_for_as_many_windows_fewer_are_run_at_a_time_and_it_is_said_once(error, caplog):
+    image = torch.rand(1, 1, 64, 48, 26, generator=torch.Generator().manual_seed(0))
+    oracle = ThresholdOracle(0.5).eval()
+    inferer = DeviceInferer(sliding(batch=8), amp=False)
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        results = [inferer(image, Counted(oracle, most=4, error=error).eval()) for _ in range(2)]
+        expected = sliding()(image, oracle)
+    assert [record.getMessage() for record in caplog.records] == [
+        "not enough memory for an image of (64, 48, 26) voxels: going on with 4 windows at a time"
+    ]
+    for result in results:
+        torch.testing.assert_close(result, expected)
+
+
+def test_on_a_gpu_without_memory_first_the_result_then_the_network_goes_to_the_cpu():
+    inferer = DeviceInferer(sliding(batch=2))
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert inferer._save_memory(gpu) == "going on with 1 windows at a time"
+    assert inferer._save_memory(gpu) == "going on with the result in the memory of the CPU"
+    assert (inferer.inferer.device, inferer.device) == (cpu, None)
+    assert inferer._save_memory(gpu) == "going on with the network on the CPU"
+    assert (inferer.inferer.device, inferer.device) == (cpu, cpu)
+    assert inferer._save_memory(gpu) == ""
+    assert inferer._save_memory(cpu) == ""
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), RuntimeError("sizes do not match")])
+def test_what_cannot_be_helped_is_raised(error):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=str(error)):
+        DeviceInferer(sliding())(torch.rand(1, 1, 32, 32, 16), Counted(ThresholdOracle(0.5), most=0, error=error))
+
+
+BALLS = {  # centres and radii in voxels of an image of 96 x 80 x 40; whether windows are left out
+    "whole": ([((22, 24, 16), 9)], True),
+    "cut off": ([((10, 24, 0), 14)], True),
+    "of two livers": ([((16, 20, 8), 9), ((30, 20, 30), 8)], True),
+    "not there": ([], False),
+    "in a corner and seen in no coarse voxel": ([((70, 20, 20), 1)], False),
+}
+
+
+@pytest.mark.parametrize("case", BALLS)
+def test_windows_far_from_what_a_coarse_pass_finds_are_left_out_and_the_mask_is_the_same(case):
+    balls, leaves_out = BALLS[case]
+    positions = torch.stack(torch.meshgrid(*map(torch.arange, (96, 80, 40)), indexing="ij"), dim=-1).float()
+    image = 0.1 * torch.rand(1, 1, 96, 80, 40, generator=torch.Generator().manual_seed(0))
+    for centre, radius in balls:
+        image[0, 0, (positions - torch.tensor(centre, dtype=torch.float32)).norm(dim=-1) < radius] = 0.9
+    oracle = ThresholdOracle(0.5, sharpness=5.0).eval()
+    plain, coarse = Counted(oracle), Counted(oracle)
+    expected = sliding()(image, plain)
+    result = sliding(CoarseToFineInferer, coarse_pass=True, margin=4)(MetaTensor(image), coarse)
+    assert torch.equal(result.as_tensor().argmax(dim=1), expected.argmax(dim=1))
+    torch.testing.assert_close(result.exp().sum(dim=1).as_tensor(), torch.ones(1, 96, 80, 40), atol=0.3, rtol=0)
+    assert (coarse.windows < plain.windows) == leaves_out
+
+
+def test_all_windows_are_run_if_the_fine_pass_finds_something_at_the_end_of_the_box():
+    image = torch.zeros(1, 1, 96, 80, 40)
+    image[:, :, 10:60, 20:30, 20:30] = 0.9
+    oracle = ThresholdOracle(0.5, sharpness=5.0).eval()
+    result = sliding(CoarseToFineInferer, coarse_pass=True, margin=0)(image, oracle)
+    torch.testing.assert_close(result, sliding()(image, oracle))
+
+
+def test_without_a_coarse_pass_the_result_is_that_of_monais_sliding_window():
+    image = torch.rand(1, 1, 40, 12, 20, generator=torch.Generator().manual_seed(0))  # smaller than a window, too
+    assert torch.equal(sliding(CoarseToFineInferer)(image, ThresholdOracle(0.5)), sliding()(image, ThresholdOracle(0.5)))
