@@ -22,8 +22,10 @@ from monai.data import (
     NibabelWriter,
     list_data_collate,
 )
+from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, LoadImage
 from monai.utils import ImageMetaKey
+from tqdm import tqdm
 
 from scripts.cases import find_grid_errors, find_hu_errors
 from scripts.errors import InputError, find_input_error
@@ -198,6 +200,35 @@ class ImageBatches:
                 logger.error("%s", error)
             else:
                 yield list_data_collate([loaded])
+
+
+class ImageProgressBar:
+    """Of several images, how many are done, with the time left. Of one image the inferer shows that of its windows.
+
+    Args:
+        batches: of the evaluator.
+        inferer: whose bar is left out where there is this one.
+    """
+
+    def __init__(self, batches: ImageBatches, inferer: SlidingWindowInferer):
+        self.batches = batches
+        self.inferer = inferer
+
+    def attach(self, engine: Engine) -> None:
+        """Show the progress of the evaluator ``engine``."""
+        if len(self.batches.dataset) > 1:
+            self.inferer.progress = False
+            engine.add_event_handler(Events.STARTED, self.start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+            engine.add_event_handler(Events.COMPLETED, lambda: self.bar.close())
+
+    def start(self) -> None:
+        """Begin with no image done."""
+        self.bar = tqdm(total=len(self.batches.dataset), desc="images", unit="image")
+
+    def __call__(self, engine: Engine) -> None:
+        """Count the images done and those left out."""
+        self.bar.update(engine.state.iteration + len(self.batches.failures) - self.bar.n)
 
 
 class FailureReport:

@@ -104,5 +104,5 @@ class RestoreGridd(MapTransform):
         for key in self.key_iterator(restored):
             logits = convert_to_tensor(restored[key], track_meta=False).detach()
             mask = restore_grid(logits, affine, grid_affine, grid_shape)
-            restored[key] = MetaTensor(mask, meta={**image.meta, MetaKeys.AFFINE: grid_affine})
+            restored[key] = MetaTensor(mask.to(image.device), meta={**image.meta, MetaKeys.AFFINE: grid_affine})
         return restored

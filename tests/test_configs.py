@@ -57,8 +57,14 @@ def test_the_two_self_contained_configs_agree_on_what_they_share():
     )  # fmt: skip
     for key in shared:
         assert train[key] == inference[key], key
-    assert inference["inferer"].pop("inferer") == train["validate"]["inferer"].pop("inferer") | {"progress": True}
-    assert inference["inferer"] == train["validate"]["inferer"]
+    inferer, windows = train["validate"]["inferer"], train["validate"]["inferer"]["inferer"]
+    coarse_pass = {
+        "_target_": "scripts.inferers.CoarseToFineInferer",
+        "coarse_pass": "$is_true(@coarse_pass)",
+        "margin": "@coarse_margin",
+    }
+    assert not inference["coarse_pass"]
+    assert inference["inferer"] == inferer | {"inferer": windows | coarse_pass | {"progress": True}}
 
 
 def test_the_image_goes_through_the_same_steps_in_training_evaluation_and_inference():

@@ -397,6 +397,26 @@ def test_bad_images_in_a_folder_are_named_and_the_others_are_segmented(tmp_path,
     assert not (out / "failed.csv").exists()
 
 
+def test_of_one_image_the_windows_are_counted_with_the_time_left_of_several_the_images(tmp_path, infer, capsys):
+    folder = tmp_path / "scans"
+    for name in ("a.nii.gz", "c.nii.gz"):
+        save_nifti(folder / name, make_image(make_mask((24, 20, 16))))
+    infer(folder / "a.nii.gz", preview=False)
+    assert "1/1 [" in capsys.readouterr().err
+    truncated(folder / "b.nii.gz")
+    assert "1 of 3 images" in input_error_of(infer, folder, preview=False)
+    shown = capsys.readouterr().err
+    assert "images: 100%" in shown and "3/3 [" in shown
+    assert "1/1 [" not in shown
+
+
+def test_a_coarse_pass_gives_the_same_mask(tmp_path, infer):
+    mask = make_mask((72, 60, 32))
+    save_nifti(tmp_path / "ct.nii.gz", make_image(mask))
+    out = infer(tmp_path / "ct.nii.gz", preview=False, coarse_pass="true", coarse_margin=4, roi_size=[16, 16, 16])
+    np.testing.assert_array_equal(np.asarray(nib.load(out / "ct_seg.nii.gz").dataobj) > 0, mask)
+
+
 def test_a_folder_of_bad_images_alone_ends_with_the_last_of_them(tmp_path, infer):
     folder = tmp_path / "scans"
     folder.mkdir()
