@@ -322,7 +322,7 @@ class CaseReports:
             voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
             row: dict[str, Any] = {"image": source, "mask": str(mask_path)}
             for index, name in enumerate(self.class_names[1:], start=1):
-                voxels = int((classes == index).sum())
+                voxels = int((classes == index).count_nonzero())
                 row |= {f"{name}_voxels": voxels, f"{name}_ml": round(voxels * voxel_ml, 3)}
             self.rows.append(row)
             write_table(self.output_dir / "volumes.csv", self.rows)

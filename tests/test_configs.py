@@ -64,6 +64,7 @@ def test_the_two_self_contained_configs_agree_on_what_they_share():
         "margin": "@coarse_margin",
     }
     assert not inference["coarse_pass"]
+    inference["inferer"]["inferer"].pop("_desc_")
     assert inference["inferer"] == inferer | {"inferer": windows | coarse_pass | {"progress": True}}
 
 

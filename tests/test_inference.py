@@ -10,11 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
+from monai.transforms import SaveImaged
 
 from scripts.errors import InputError, find_input_error
 from scripts.inference import find_images, output_name
 from tests import ROOT
+from tests.oracle import ThresholdOracle
 
 SPACING_MM = (1.5, 1.5, 1.0)  # of configs/inference.json: nothing is interpolated on such a grid
 BACKGROUND_HU, FOREGROUND_HU = 0, 150
@@ -415,6 +417,24 @@ def test_a_coarse_pass_gives_the_same_mask(tmp_path, infer):
     save_nifti(tmp_path / "ct.nii.gz", make_image(mask))
     out = infer(tmp_path / "ct.nii.gz", preview=False, coarse_pass="true", coarse_margin=4, roi_size=[16, 16, 16])
     np.testing.assert_array_equal(np.asarray(nib.load(out / "ct_seg.nii.gz").dataobj) > 0, mask)
+
+
+def test_a_client_that_runs_transforms_and_inferer_by_itself_gets_the_mask_on_the_images_grid(tmp_path, empty_weights):
+    mask = make_mask((24, 20, 16))
+    path = save_nifti(tmp_path / "ct.nii.gz", make_image(mask)[::-1], np.diag((-1.5, 1.5, 1.0, 1)))
+    config = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs/inference.json")]))
+    config.update({"device": "cpu", "roi_size": [32, 32, 32], "dataset_dir": "unused"})
+    data = {"image": str(path), "image_path": str(path)}  # as MONAI Label: no batches, SaveImaged taken out
+    for transform in config.get_parsed_content("preprocessing").transforms:
+        data = transform(data)
+    with torch.no_grad():
+        oracle = ThresholdOracle(threshold=75 / 200).eval()
+        data["pred"] = config.get_parsed_content("inferer")(data["image"][None], oracle)[0]
+    for transform in config.get_parsed_content("postprocessing").transforms:
+        data = data if isinstance(transform, SaveImaged) else transform(data)
+    assert data["pred"].shape == (1, 24, 20, 16)
+    np.testing.assert_array_equal(np.asarray(data["pred"])[0] > 0, mask[::-1])
+    np.testing.assert_allclose(data["pred"].affine, nib.load(path).affine)
 
 
 def test_a_folder_of_bad_images_alone_ends_with_the_last_of_them(tmp_path, infer):
