@@ -31,6 +31,7 @@ from scripts.cases import find_grid_errors, find_hu_errors
 from scripts.errors import InputError, find_input_error
 from scripts.files import written_whole
 from scripts.handlers import write_table
+from scripts.inferers import DeviceInferer
 from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, explain_unreadable
 from scripts.preview import draw_preview
 from scripts.scans import MODALITY, check_file, is_dicom
@@ -207,12 +208,12 @@ class ImageProgressBar:
 
     Args:
         batches: of the evaluator.
-        inferer: whose bar is left out where there is this one.
+        inferer: a sliding window, or a `DeviceInferer` of one, whose bar is left out where there is this one.
     """
 
-    def __init__(self, batches: ImageBatches, inferer: SlidingWindowInferer):
+    def __init__(self, batches: ImageBatches, inferer: SlidingWindowInferer | DeviceInferer):
         self.batches = batches
-        self.inferer = inferer
+        self.inferer = getattr(inferer, "inferer", inferer)
 
     def attach(self, engine: Engine) -> None:
         """Show the progress of the evaluator ``engine``."""
