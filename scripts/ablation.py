@@ -25,8 +25,7 @@ from tqdm import tqdm
 from scripts.cases import PAPER_MIN_SLICES
 from scripts.data import make_datalist
 from scripts.errors import InputError, report_input_errors
-from scripts.files import written_whole
-from scripts.handlers import write_table
+from scripts.files import write_table, written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 # column → what of a run it is; each is a mean over the test cases that have it

@@ -1,11 +1,12 @@
 """How files are written, completely or not at all, and how weights are read, without executing what is in them."""
 
+import csv
 import errno
 import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,21 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``rows`` as CSV headed by the keys of the first; other numbers than integers have 6 significant digits.
+
+    Bytes of file names that are no UTF-8 are written as ``\\udcXX``.
+    """
+    with (
+        written_whole(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
 
 
 def read_checkpoint(path: str | os.PathLike, mmap: bool = False) -> Any:

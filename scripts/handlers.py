@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torch import nn, optim
 from torch.utils.data import Dataset
 
 from scripts.errors import InputError
-from scripts.files import read_checkpoint, read_weights, write_weights, written_whole
+from scripts.files import read_checkpoint, read_weights, write_table, write_weights, written_whole
 from scripts.metrics import summarize
 
 try:
@@ -51,21 +51,6 @@ def existing_file(path: str | os.PathLike, remedy: str) -> str:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; {remedy}")
     return str(path)
-
-
-def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``rows`` as CSV headed by the keys of the first; other numbers than integers have 6 significant digits.
-
-    Bytes of file names that are no UTF-8 are written as ``\\udcXX``.
-    """
-    with (
-        written_whole(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
 
 
 class EpochProgressBar(ProgressBar):

@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 from scripts.cases import find_grid_errors, find_hu_errors
 from scripts.errors import InputError, find_input_error
-from scripts.files import written_whole
-from scripts.handlers import write_table
+from scripts.files import write_table, written_whole
 from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, explain_unreadable
 from scripts.inferers import DeviceInferer
 from scripts.preview import draw_preview

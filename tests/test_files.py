@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import struct
@@ -14,7 +15,7 @@ import torch
 
 from scripts import files
 from scripts.errors import InputError
-from scripts.files import read_weights, sha256, sum_file, write_weights, written_whole
+from scripts.files import read_weights, sha256, sum_file, write_table, write_weights, written_whole
 
 
 def names_in(folder):
@@ -179,3 +180,9 @@ def test_a_failed_write_leaves_the_old_weights_and_their_sum(tmp_path, monkeypat
         write_weights(weights_of(2), path)
     assert names_in(tmp_path) == ["model.pt", "model.pt.sha256"]
     assert read_weights(path)["weight"][0] == 1
+
+
+def test_written_table_has_the_columns_of_its_first_row_and_six_digits(tmp_path):
+    rows = [{"name": "a, b", "count": 12345678, "value": 1 / 3}, {"name": "c", "value": math.nan}]
+    write_table(tmp_path / "new" / "table.csv", rows)
+    assert (tmp_path / "new" / "table.csv").read_bytes() == b'name,count,value\n"a, b",12345678,0.333333\nc,,nan\n'

@@ -32,7 +32,6 @@ from scripts.handlers import (
     WeightsLoader,
     existing_file,
     peak_memory_mb,
-    write_table,
 )
 from scripts.losses import TverskyCrossEntropyLoss
 from scripts.metrics import SegmentationMetrics
@@ -403,12 +402,6 @@ def test_case_tables_are_those_of_the_metric_of_an_evaluator(tmp_path):
         assert float(row["mean"]) == pytest.approx(
             sum(float(case[row["metric"]]) for case in per_case) / 3, rel=1e-5, nan_ok=True
         )
-
-
-def test_written_table_has_the_columns_of_its_first_row_and_six_digits(tmp_path):
-    rows = [{"name": "a, b", "count": 12345678, "value": 1 / 3}, {"name": "c", "value": math.nan}]
-    write_table(tmp_path / "new" / "table.csv", rows)
-    assert (tmp_path / "new" / "table.csv").read_bytes() == b'name,count,value\n"a, b",12345678,0.333333\nc,,nan\n'
 
 
 def test_existing_file_is_the_path_as_a_string(tmp_path):

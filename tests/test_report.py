@@ -1,6 +1,7 @@
 """The report shows what run folders hold, says what they do not hold, and names the file that is damaged."""
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -15,10 +16,11 @@ import pytest
 from scripts.errors import InputError
 from scripts.report import tables
 from scripts.report.__main__ import write_report
-from scripts.report.cases import choose_cases, distance_to_surface, load_case, surface_of
-from scripts.report.page import write_headline
-from scripts.report.read import METRICS, name_runs, read_run
+from scripts.report.cases import PANELS, Case, axial_plane, choose_cases, distance_to_surface, load_case, surface_of
+from scripts.report.layout import format_number, format_p, lay_out_converged, lay_out_test
+from scripts.report.read import METRICS, check_comparable, name_runs, read_run
 from scripts.report.statistics import compare, last_third_mean
+from scripts.report.summary import make_cards, write_headline
 from tests import ROOT
 
 SPACING = (2.0, 2.0, 4.0)
@@ -139,6 +141,36 @@ def test_six_cases_that_all_agree_have_the_exact_p_value_of_the_signed_rank_test
     assert compare(first, second).p_value == pytest.approx(2 / 2**6)
 
 
+def test_the_p_value_is_that_of_all_ways_to_give_the_ranks_signs():
+    differences = {str(case): d for case, d in enumerate([0.05, 0.02, -0.01, 0.04, -0.03, 0.07, 0.06, 0.08])}
+    ranks = np.arange(1, 9)  # of 0.01, 0.02 ... 0.08 by size; negative are the first and the third
+    sums = np.array([np.dot(ranks, signs) for signs in itertools.product((0, 1), repeat=8)])  # of the positive ones
+    observed = 36 - 1 - 3
+    expected = 2 * np.mean(sums >= observed)
+    assert compare(differences, dict.fromkeys(differences, 0.0)).p_value == pytest.approx(expected)
+
+
+def test_the_interval_is_that_of_means_of_cases_drawn_again():
+    generator = np.random.default_rng(5)
+    differences = generator.normal(0.02, 0.05, 20)
+    first = {str(case): 0.5 + d for case, d in enumerate(differences)}
+    result = compare(first, dict.fromkeys(first, 0.5))
+    means = differences[generator.integers(0, 20, (50_000, 20))].mean(axis=1)
+    assert (result.low, result.high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.001)
+    assert result.above == (differences > 0).sum()
+
+
+def test_cases_decide_if_the_interval_does_not_hold_0_and_p_is_small():
+    def decided(*differences):
+        first = {str(case): d for case, d in enumerate(differences)}
+        return compare(first, dict.fromkeys(first, 0.0)).decided
+
+    assert decided(0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    assert not decided(0.1, 0.2, 0.3, 0.4, 0.5)  # too few
+    assert not decided(-0.1, 0.2, 0.3, -0.4, 0.5, -0.6)
+    assert not decided(0, 0, 0, 0, 0, 0)
+
+
 def test_equal_runs_have_p_of_one_and_runs_without_a_common_case_nothing():
     same = {str(case): 0.5 for case in range(8)}
     assert compare(same, same).p_value == 1
@@ -190,28 +222,42 @@ def test_a_label_with_other_axes_than_its_image_is_shown_where_it_belongs(tmp_pa
     label = tmp_path / "data/segmentation-0.nii.gz"
     moved = ball(15, center_mm=(30, 44, 40)).astype(np.uint8)
     nib.save(nib.Nifti1Image(moved, AFFINE).as_reoriented(np.array([[1, -1], [0, 1], [2, -1]])), label)
-    case = load_case(read_run(folder, "run"), "segmentation-0")
+    case = load_case(read_run(folder, "run"), "segmentation-0", "liver")
     np.testing.assert_array_equal(case.truth, moved > 0)
     assert case.spacing_mm == SPACING
 
 
 def test_scans_are_shown_in_ras_whatever_their_axes(tmp_path):
     folder = write_run(tmp_path / "run", radii=(24,))
-    straight = load_case(read_run(folder, "run"), "segmentation-0")
+    straight = load_case(read_run(folder, "run"), "segmentation-0", "liver")
     for path in [*(tmp_path / "data").iterdir(), *(folder / "evaluation/predictions").iterdir()]:
         nib.save(nib.load(path).as_reoriented(np.array([[0, -1], [1, -1], [2, 1]])), path)
-    turned = load_case(read_run(folder, "run"), "segmentation-0")
+    turned = load_case(read_run(folder, "run"), "segmentation-0", "liver")
     for part in ("image", "truth", "pred"):
         np.testing.assert_array_equal(getattr(turned, part), getattr(straight, part))
 
 
-@pytest.mark.parametrize("classes, foreground", [(("liver",), 3), (("tumor",), 1), (("liver", "tumor"), 3)])
-def test_truth_is_what_the_run_was_trained_for(tmp_path, classes, foreground):
+@pytest.mark.parametrize(
+    "classes, class_name, truth, pred",
+    [
+        (("liver",), "liver", [1, 1, 1, 0], [1, 0, 0, 1]),  # the liver with its tumour
+        (("tumor",), "tumor", [0, 0, 1, 0], [1, 0, 0, 1]),
+        (("liver", "tumor"), "liver", [1, 1, 0, 0], [1, 0, 0, 1]),
+        (("liver", "tumor"), "tumor", [0, 0, 1, 0], [0, 1, 0, 0]),
+    ],
+)
+def test_truth_and_prediction_are_of_the_class_as_the_run_was_trained(tmp_path, classes, class_name, truth, pred):
     folder = write_run(tmp_path / "run", radii=(24,), classes=classes)
-    label = np.zeros((40, 40, 20), np.uint8)
-    label[0, 0, :3] = (1, 1, 2)
-    save(tmp_path / "data/segmentation-0.nii.gz", label)
-    assert load_case(read_run(folder, "run"), "segmentation-0").truth.sum() == foreground
+    for path, labels in (
+        ("data/segmentation-0", (1, 1, 2, 0)),
+        ("run/evaluation/predictions/volume-0_seg", (1, 2, 0, 1)),
+    ):
+        array = np.zeros((40, 40, 20), np.uint8)
+        array[0, 0, :4] = labels
+        save(tmp_path / f"{path}.nii.gz", array)
+    case = load_case(read_run(folder, "run"), "segmentation-0", class_name)
+    np.testing.assert_array_equal(case.truth[0, 0, :4], truth)
+    np.testing.assert_array_equal(case.pred[0, 0, :4], pred)
 
 
 def test_the_surface_of_a_ball_has_its_radius():
@@ -237,13 +283,36 @@ def test_distances_to_a_surface_are_in_mm_and_the_scan_s_border_is_one():
     np.testing.assert_allclose(distances, [0, 10, 0, 6], atol=1.4)
 
 
+@pytest.mark.parametrize("truth_mm, pred_mm", [(24, 20), (24, 0), (0, 24), (0, 0)])
+@pytest.mark.parametrize("panel", PANELS)
+def test_pictures_of_empty_masks_can_be_drawn(panel, truth_mm, pred_mm):
+    truth, pred = (ball(radius) & (radius > 0) for radius in (truth_mm, pred_mm))
+    case = Case(np.where(ball(38), 50.0, -1000.0), truth, pred, SPACING)
+    plane = axial_plane(case)
+    figure = PANELS[panel](case, plane)
+    figure.canvas.draw()
+    if panel == "surface":
+        words = [text.get_text() for text in figure.axes[0].texts]
+        assert ("nothing predicted" in words) == (pred_mm == 0)
+
+
+def test_the_surface_is_seen_from_the_front_with_the_patient_s_right_at_the_left():
+    truth = ball(24)
+    axes = PANELS["surface"](case := Case(np.zeros(truth.shape), truth, truth, SPACING), axial_plane(case)).axes[0]
+    assert axes.get_xlim()[0] > axes.get_xlim()[1]  # x of RAS grows to the right of the patient's left
+    assert axes.get_ylim()[0] < axes.get_ylim()[1]  # the head is up
+    corners = np.concatenate([path.vertices for path in axes.collections[0].get_paths()])
+    center = np.array([40, 40]) + np.array([SPACING[0], SPACING[2]]) / 2
+    assert np.linalg.norm(corners - center, axis=1).max() == pytest.approx(24, abs=1.5)
+
+
 # --- the page ----------------------------------------------------------------------------------------------------
 
 
 def test_the_page_needs_nothing_else(report):
     html = (report / "index.html").read_text(encoding="utf-8")
     sources = re.findall(r'src="([^"]{0,30})', html)
-    assert len(sources) == 3 + 6 + 1 + 1  # cases, three figures of two runs, losses, all cases
+    assert len(sources) == 18 + 6 + 1 + 1  # three panels of three cases and two runs, their figures, losses, all cases
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
     assert "<script" not in html
@@ -253,7 +322,8 @@ def test_every_figure_and_table_is_a_file_too(report):
     names = {path.name for path in report.iterdir()}
     drawings = [f"{kind}-{run}" for kind in ("curves", "boxes", "bars") for run in LETTERS] + ["loss", "cases-liver"]
     assert {f"{name}.{suffix}" for name in drawings for suffix in ("png", "svg")} < names
-    assert {f"case-{kind}.png" for kind in ("best", "median", "worst")} < names
+    kinds = itertools.product(("best", "median", "worst"), LETTERS, PANELS)
+    assert {f"case-liver-{kind}-{run}-{panel}.png" for kind, run, panel in kinds} < names
     assert {f"{t}.csv" for t in ("converged", "differences", "costs", "test", "significance", "per_case")} < names
 
 
@@ -262,27 +332,97 @@ def test_the_csv_has_the_values_of_the_runs(report, finished):
     for row in rows_of(report / "per_case.csv"):
         assert float(row["narrow: dice"]) == pytest.approx(float(cases[row["case"]]["dice"]), rel=1e-5)
         assert float(row["true_volume_ml"]) == 2
-    assert [row["cases"] for row in rows_of(report / "significance.csv")] == ["3"] * 5 + ["0"]
+    assert [row["cases"] for row in rows_of(report / "significance.csv")] == ["3"] * 9 + ["0"]  # ASSD is not defined
 
 
 def test_the_page_says_which_run_is_ahead_and_that_few_cases_are_no_test(report):
     html = (report / "index.html").read_text(encoding="utf-8")
-    assert "wide is ahead of narrow by" in html
-    assert "at least 6 cases are needed" in html
+    assert "wide is ahead of narrow for liver: mean Dice" in html
+    assert "in the same 3 test cases" in html
+    assert "wide is ahead in 3 of 3 cases. For a test of significance at least 6 cases are needed." in html
 
 
 def test_the_page_says_the_paper_s_names_of_the_measures(report):
     html = (report / "index.html").read_text(encoding="utf-8")
     assert "is sensitivity, TP / (TP + FN)" in html
-    for heading in ("Sensitivity", "NPV", "Specificity", "Precision"):
-        assert f">{heading}</th>" in html
+    for heading in ("Specificity</th>", "Precision</th>", "Sensitivity<small>the paper&#39;s “precision”</small></th>"):
+        assert html.count(f'<th scope="row">{heading}') == 2  # test cases, and Tables 3 to 5
+    assert html.count('<th scope="row">NPV<small>the paper&#39;s “specificity”</small></th>') == 2
+
+
+def test_every_picture_says_in_words_what_it_shows(report):
+    html = (report / "index.html").read_text(encoding="utf-8")
+    words = re.findall(r'alt="([^"]*)"', html)
+    assert len(words) == len(set(words)) == html.count("<img")
+    assert any(
+        "segmentation-2, wide: Dice 1.000, 0 ml wrongly included, 0 ml missed: axial CT" in text for text in words
+    )
+    assert any(
+        "wide: Dice in training 0.900 in epoch 9, in validation at best 0.400 in epoch 8" in text for text in words
+    )
+
+
+def test_nothing_of_the_page_is_wider_than_a_phone_but_tables_that_scroll(report):
+    html = re.sub(r"base64,[A-Za-z0-9+/=]+", "", (report / "index.html").read_text(encoding="utf-8"))
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    assert html.count("<table>") == html.count('<div class="scroll"><table>')
+    widths = [float(width) for width in re.findall(r"min-?(?:width: )(\d+(?:\.\d+)?)rem", html)]
+    widths += [float(width) for width in re.findall(r"minmax\((\d+(?:\.\d+)?)rem", html)]
+    assert all(width * 16 < 360 for width in widths)
+
+
+def test_the_better_of_a_row_is_marked_and_differences_have_their_interval(finished):
+    runs = [read_run(folder, folder.name) for folder in finished]
+    means, differences = tables.of_test_cases(runs), tables.significance(runs)
+    table = lay_out_test("liver", means, differences)
+    assert table.header == ["wide", "narrow", "difference", "p"]
+    assert table.groups == [("mean ± SD", 2), ("wide − narrow", 2)]
+    rows = {heading.text: cells for heading, cells in table.rows}
+    assert [cell.best for cell in rows["Dice"]] == [True, False, False, False]
+    assert [cell.text for cell in rows["HD95, mm"]] == ["2.0", "6.0", "−4.0", "–"]  # 4, 2, 0 and 8, 6, 4 mm
+    assert rows["HD95, mm"][0].best
+    assert rows["HD95, mm"][2].detail == "−4.0 to −4.0"
+    assert [cell.text for cell in rows["ASSD, mm"]] == ["–"] * 4
+
+
+def test_tables_3_4_and_5_stand_in_one(finished):
+    runs = [read_run(folder, folder.name) for folder in finished]
+    table = lay_out_converged(tables.converged(runs), tables.differences(runs))
+    assert table.groups == [("wide", 2), ("narrow", 2), ("wide − narrow", 2)]
+    assert table.header == ["training", "validation"] * 3
+    cells = dict((heading.text, [cell.text for cell in cells]) for heading, cells in table.rows)
+    assert cells["Dice"] == ["0.8000", "0.3500", "0.6400", "0.2800", "+16.00", "+7.00"]
+
+
+@pytest.mark.parametrize(
+    "value, digits, sign, text",
+    [(1234.5, 0, False, "1,234"), (-0.0004, 3, False, "0.000"), (-0.25, 2, True, "−0.25"), (0.25, 2, True, "+0.25"),
+     (math.nan, 3, True, "–")],
+)  # fmt: skip
+def test_numbers_have_a_true_minus_and_no_negative_zero(value, digits, sign, text):
+    assert format_number(value, digits, sign) == text
+
+
+def test_small_p_values_are_a_bound():
+    assert (format_p(0.0004), format_p(0.0314), format_p(math.nan)) == ("< 0.001", "0.031", "–")
+
+
+def test_a_card_has_what_is_known_of_its_run(finished, tmp_path):
+    write_curves(tmp_path / "young", 3, 1.0)
+    cards = make_cards([read_run(finished[0], "wide"), read_run(tmp_path / "young", "young")])
+    assert cards[0].results[0].label == "mean Dice of liver, 3 test cases"
+    assert cards[0].results[0].detail.endswith("(segmentation-0); mean HD95 2.0 mm")
+    assert cards[0].details == ["1,234 parameters", "15.0 s of training per epoch"]
+    assert (cards[1].results[0].number, cards[1].results[0].label) == (
+        "0.100", "Dice in validation, epoch 2; not tested yet"
+    )  # fmt: skip
 
 
 def test_names_that_look_like_html_are_text(tmp_path, finished):
-    write_report([str(finished[0])], str(tmp_path), ["<b>bold & co</b>"])
+    write_report([str(finished[0])], str(tmp_path), ["<i>bold & co</i>"])
     html = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "<b>" not in html
-    assert "&lt;b&gt;bold &amp; co" in html
+    assert "<i>" not in html
+    assert "&lt;i&gt;bold &amp; co" in html
 
 
 def test_a_run_that_is_still_going_is_shown_as_far_as_it_went(tmp_path):
@@ -292,7 +432,8 @@ def test_a_run_that_is_still_going_is_shown_as_far_as_it_went(tmp_path):
     write_report([str(folder)], str(tmp_path / "report"))
     html = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "No run has been evaluated on test cases yet" in html
-    assert "2 epochs; not validated yet; not evaluated; without run.json" in html
+    assert "not validated yet, not evaluated, no run.json" in html
+    assert "Dice in training, epoch 2; not tested yet" in html
     assert (tmp_path / "report/curves-young.png").is_file()
 
 
@@ -300,15 +441,15 @@ def test_one_evaluated_run_beside_one_that_is_not(tmp_path, finished):
     write_curves(tmp_path / "young", 3, 1.0)
     write_report([str(tmp_path / "young"), str(finished[0])], str(tmp_path / "report"))
     html = (tmp_path / "report/index.html").read_text(encoding="utf-8")
-    assert "young has not been evaluated on test cases." in html
-    assert "wide: mean Dice of liver" in html
+    assert "young has not been evaluated on test cases yet." in html
+    assert "wide has a mean Dice of" in html
 
 
 def test_scans_that_are_gone_leave_their_pictures_out(tmp_path, finished):
     folder = shutil.copytree(finished[0], tmp_path / "wide")
     shutil.rmtree(folder / "evaluation/predictions")
     write_report([str(folder)], str(tmp_path / "report"))
-    assert "The worst case, segmentation-0, has no picture" in (tmp_path / "report/index.html").read_text(
+    assert "Worst case of wide, liver: segmentation-0, has no picture" in (tmp_path / "report/index.html").read_text(
         encoding="utf-8"
     )
 
@@ -368,14 +509,37 @@ def test_a_damaged_mask_is_named(tmp_path, finished):
     mask = folder / "evaluation/predictions/volume-0_seg.nii.gz"
     mask.write_bytes(mask.read_bytes()[:100])
     with pytest.raises(InputError, match=r"volume-0_seg\.nii\.gz: cannot be read as an image"):
-        load_case(read_run(folder, "run"), "segmentation-0")
+        load_case(read_run(folder, "run"), "segmentation-0", "liver")
 
 
 def test_a_mask_on_another_grid_is_named(tmp_path, finished):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     save(folder / "evaluation/predictions/volume-0_seg.nii.gz", np.zeros((5, 5, 5), np.uint8))
     with pytest.raises(InputError, match=r"volume-0_seg\.nii\.gz: has another grid than .*volume-0\.nii\.gz"):
-        load_case(read_run(folder, "run"), "segmentation-0")
+        load_case(read_run(folder, "run"), "segmentation-0", "liver")
+
+
+def test_runs_that_find_other_things_are_not_compared(tmp_path, finished):
+    both = write_run(tmp_path / "both", radii=(24,), classes=("liver", "tumor"))
+    runs = [read_run(finished[0], "wide"), read_run(both, "both")]
+    with pytest.raises(
+        InputError, match=rf"{both}: was trained to find liver and tumor, but .*wide liver; make a report"
+    ):
+        check_comparable(runs)
+    (both / "evaluation/per_case.csv").unlink()
+    header, *rows = (both / "training.csv").read_text(encoding="utf-8").splitlines()
+    wider = [header + ",dice_liver,dice_tumor", *(row + ",0,0" for row in rows)]
+    (both / "training.csv").write_text("\n".join(wider) + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="was trained to find liver and tumor"):
+        check_comparable([runs[0], read_run(both, "both")])
+
+
+def test_cases_of_one_name_that_are_other_scans_are_named(tmp_path, finished):
+    other = shutil.copytree(finished[1], tmp_path / "other")
+    damage(other, "evaluation/per_case.csv", ",1.0,2.0,", ",1.0,2.5,")
+    message = r"other/evaluation/per_case.csv: its segmentation-0 has 2.5 ml of liver and that of .*wide 2.0 ml"
+    with pytest.raises(InputError, match=message):
+        write_report([str(finished[0]), str(other)], str(tmp_path / "report"))
 
 
 @pytest.mark.parametrize("kind, message", [("none", "no such folder"), ("empty", "training.csv: no such file")])
@@ -389,6 +553,20 @@ def test_a_folder_without_a_run_is_named(tmp_path, kind, message):
 def test_as_many_names_as_runs_are_needed(tmp_path, finished):
     with pytest.raises(InputError, match="1 names for 2 runs; give one each"):
         write_report([str(folder) for folder in finished], str(tmp_path), ["one"])
+
+
+@pytest.mark.parametrize(
+    "names, message", [(["A", "A"], "'A' is given twice"), (["A b", "a-B"], "give the same file names")]
+)
+def test_names_that_would_overwrite_each_other_s_files_are_refused(tmp_path, finished, names, message):
+    with pytest.raises(InputError, match=message):
+        write_report([str(folder) for folder in finished], str(tmp_path), names)
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_named(tmp_path, finished):
+    (tmp_path / "report").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match=r"report: is a file; give a folder as --output_dir"):
+        write_report([str(finished[0])], str(tmp_path / "report"))
 
 
 def test_the_command_writes_the_page_and_says_where(tmp_path, finished):

@@ -15,8 +15,8 @@ from scripts.benchmark.network import export_network, fit_weights
 from scripts.benchmark.plan import FULL, PARTS, QUICK, Measurement, Sizes
 from scripts.benchmark.scans import make_scan
 from scripts.errors import InputError
-from scripts.files import written_whole
-from scripts.handlers import existing_file, write_table
+from scripts.files import write_table, written_whole
+from scripts.handlers import existing_file
 
 PEER_WINDOWS = 5
 

@@ -2,6 +2,6 @@
 
     python -m scripts.report --runs runs/mpunet runs/unet --output_dir report/
 
-From leaf to root: `read` takes in run folders; `statistics` computes; `tables`, `curves` and `cases` show; `page` puts
-all on one HTML page.
+From leaf to root: `read` takes in run folders; `statistics` computes; `tables`, `curves` and `cases` show; `layout` and
+`summary` say it on the page; `page` writes it as one HTML file.
 """

@@ -9,11 +9,11 @@ import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 from skimage.measure import marching_cubes
@@ -28,6 +28,12 @@ TRUTH_COLOR, PRED_COLOR = "#8cf0ff", "#ffe100"
 FALSE_POSITIVE_COLOR, FALSE_NEGATIVE_COLOR = "#ffe04a", "#d81b60"  # bright and dark: told apart in greyscale
 SURFACE_MM = 3.0  # voxel size of the surfaces
 FAR_MM = 15.0  # upper end of the surface's colours
+DISTANCE_COLORS = LinearSegmentedColormap.from_list("distance", ["#f4efe2", "#f0a33c", "#b0124b"])  # bright to dark
+LIGHT = np.array([-0.35, 0.75, 0.56])  # from the front, above and the patient's right
+BORDER_MM = 15.0  # around the surface
+PANEL_INCHES, LEGEND_INCHES, FONT_POINTS = 4.4, 0.45, 9
+
+Plane = tuple[slice, slice, int]  # of an RAS volume: a box in an axial plane
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Case:
 
     Attributes:
         image: HU, float32 ``(X, Y, Z)``.
-        truth: boolean, of the run's foreground classes; same shape.
+        truth: boolean, of one class; same shape.
         pred: boolean, likewise.
         spacing_mm: size of a voxel.
     """
@@ -67,15 +73,16 @@ def _load(path: str) -> nib.Nifti1Image:
     return image
 
 
-def _labels_of_foreground(run: Run) -> list[int]:
-    """Return which LiTS labels are foreground in what the run was trained for."""
+def _labels_of(run: Run, class_name: str) -> list[int]:
+    """Return which LiTS labels are the class in what the run was trained for."""
     for target in TARGETS.values():
         if list(target.class_names[1:]) == run.classes:
-            return [label for label, index in enumerate(target.class_of_label) if index]
-    return [1, 2]
+            index = target.class_names.index(class_name)
+            return [label for label, class_index in enumerate(target.class_of_label) if class_index == index]
+    return [run.classes.index(class_name) + 1]
 
 
-def load_case(run: Run, case: str) -> Case | None:
+def load_case(run: Run, case: str, class_name: str) -> Case | None:
     """Return a test case of a run; None if one of its files is not there (any more).
 
     Raises:
@@ -93,9 +100,10 @@ def load_case(run: Run, case: str) -> Case | None:
         raise InputError(f"{files[2]}: has another grid than {files[0]}; evaluate the run again")
     if label.shape != image.shape or not np.allclose(label.affine, image.affine, atol=1e-3):
         label = resample_from_to(label, image, order=0)
-    truth = np.isin(np.rint(label.get_fdata(dtype=np.float32)), _labels_of_foreground(run))
+    truth = np.isin(np.rint(label.get_fdata(dtype=np.float32)), _labels_of(run, class_name))
+    found = np.rint(pred.get_fdata(dtype=np.float32)) == run.classes.index(class_name) + 1
     spacing_mm = tuple(float(size) for size in image.header.get_zooms()[:3])
-    return Case(image.get_fdata(dtype=np.float32), truth, pred.get_fdata(dtype=np.float32) > 0.5, spacing_mm)
+    return Case(image.get_fdata(dtype=np.float32), truth, found, spacing_mm)
 
 
 def body_box(image: np.ndarray) -> tuple[slice, slice]:
@@ -107,15 +115,26 @@ def body_box(image: np.ndarray) -> tuple[slice, slice]:
     return tuple(slice(max(side.start - 4, 0), side.stop + 4) for side in boxes[0])
 
 
+def _letters(axes: Axes, letters: str) -> None:
+    """Say which direction is at the left, right, top and bottom border."""
+    for letter, x, y in zip(letters, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True):
+        axes.text(
+            x, y, letter, transform=axes.transAxes, color="white", fontsize=FONT_POINTS + 1, ha="center", va="center"
+        )
+
+
+def _size_mm(case: Case, plane: Plane) -> tuple[float, float]:
+    width, height = case.image[plane].shape
+    return width * case.spacing_mm[0], height * case.spacing_mm[1]
+
+
 def _show(axes: Axes, plane: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, Any]:
     """Show an axial plane ``(X, Y)`` in RAS as radiologists do: patient's right at the left, front at the top."""
-    width, height = plane.shape[0] * spacing_mm[0], plane.shape[1] * spacing_mm[1]
     low, high = WINDOW_HU
-    extent = {"extent": (0, width, height, 0)}
+    extent = {"extent": (0, plane.shape[0] * spacing_mm[0], plane.shape[1] * spacing_mm[1], 0)}
     axes.imshow(plane[::-1, ::-1].T, cmap="gray", vmin=low, vmax=high, interpolation="bilinear", **extent)
     axes.set_axis_off()
-    for letter, x, y in (("R", 0.02, 0.5), ("L", 0.98, 0.5), ("A", 0.5, 0.97), ("P", 0.5, 0.03)):
-        axes.text(x, y, letter, transform=axes.transAxes, color="white", fontsize=9, ha="center", va="center")
+    _letters(axes, "RLAP")
     return extent
 
 
@@ -127,15 +146,6 @@ def _outline(axes: Axes, mask: np.ndarray, spacing_mm: Sequence[float], color: s
         axes.contour(x, y, mask, levels=[0.5], colors=color, linewidths=1.5, linestyles=linestyle)
 
 
-def _draw_errors(axes: Axes, case: Case, plane: tuple[slice, slice, int]) -> None:
-    extent = _show(axes, case.image[plane], case.spacing_mm)
-    truth, pred = case.truth[plane], case.pred[plane]
-    colors = np.zeros((*truth.shape, 4))
-    for mask, color in ((pred & ~truth, FALSE_POSITIVE_COLOR), (truth & ~pred, FALSE_NEGATIVE_COLOR)):
-        colors[mask] = [*(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)), 1.0]
-    axes.imshow(colors[::-1, ::-1].transpose(1, 0, 2), interpolation="nearest", **extent)
-
-
 def surface_of(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return vertices, triangles and normals of a boolean mask's surface, smoothed to about `SURFACE_MM`.
 
@@ -143,7 +153,7 @@ def surface_of(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarra
     """
     spacing = np.asarray(spacing_mm)
     coarse = ndimage.zoom(
-        ndimage.gaussian_filter(np.pad(mask, 2).astype(np.float32), 0.5 * SURFACE_MM / spacing),
+        ndimage.gaussian_filter(np.pad(mask, 2).astype(np.float32), 0.8 * SURFACE_MM / spacing),
         spacing / SURFACE_MM, order=1, grid_mode=True, mode="grid-constant",
     )  # fmt: skip
     if coarse.max() <= 0.5:
@@ -166,66 +176,100 @@ def distance_to_surface(mask: np.ndarray, spacing_mm: Sequence[float], points_mm
     return np.maximum(ndimage.map_coordinates(distance, index, order=1, mode="nearest"), 0)
 
 
-def _draw_surface(axes: Any, case: Case) -> None:
-    """Draw the prediction's surface from the front, coloured by its distance to the true one."""
-    vertices, triangles, normals = surface_of(case.pred, case.spacing_mm)
-    axes.set_axis_off()
-    if not len(triangles) or not case.truth.any():
-        axes.text2D(0.5, 0.5, "no surface", transform=axes.transAxes, color="white", ha="center")
-        return
-    distances = distance_to_surface(case.truth, case.spacing_mm, vertices)[triangles].mean(axis=1)
-    light = np.clip(normals[triangles].mean(axis=1) @ np.array([0.35, 0.75, 0.55]), 0, None)  # from the front, above
-    colors = ScalarMappable(Normalize(0, FAR_MM), "cividis").to_rgba(distances)
-    colors[:, :3] *= (0.35 + 0.65 * light / max(light.max(), 1e-6))[:, None]
-    axes.add_collection3d(Poly3DCollection(vertices[triangles], facecolors=colors, antialiased=False))
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
-    for set_limits, start, stop in zip((axes.set_xlim, axes.set_ylim, axes.set_zlim), low, high, strict=True):
-        set_limits(start, stop)
-    axes.set_box_aspect(high - low, zoom=1.25)
-    axes.view_init(elev=8, azim=90)  # RAS seen from the front: the patient's right at the left
-    for letter, x, y in (("R", 0.04, 0.5), ("L", 0.96, 0.5), ("S", 0.5, 0.95), ("I", 0.5, 0.05)):
-        axes.text2D(x, y, letter, transform=axes.transAxes, color="white", fontsize=9, ha="center", va="center")
+def _canvas(size_mm: tuple[float, float]) -> tuple[Figure, Axes]:
+    """Return a black picture as wide as all panels, high enough for ``size_mm`` (width, height), and its axes."""
+    width, height = size_mm
+    inches = PANEL_INCHES * min(max(height / width, 0.5), 1.2)
+    figure = Figure(figsize=(PANEL_INCHES, inches + LEGEND_INCHES), facecolor="black", layout="constrained")
+    return figure, figure.subplots(subplot_kw={"facecolor": "black"})
 
 
-def _legend(figure: Figure) -> None:
-    handles = [
-        Line2D([], [], color=TRUTH_COLOR, label="truth"),
-        Line2D([], [], color=PRED_COLOR, linestyle="--", label="prediction"),
-        Patch(color=FALSE_POSITIVE_COLOR, label="wrongly included"),
-        Patch(color=FALSE_NEGATIVE_COLOR, label="missed"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, labelcolor="white", frameon=False, fontsize=11)
+def _legend(figure: Figure, handles: Sequence[Any]) -> None:
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, labelcolor="white", frameon=False, fontsize=FONT_POINTS
+    )
 
 
-def draw_case(runs: Sequence[Run], cases: Sequence[Case], class_name: str, name: str) -> Figure:
-    """One test case, a row per run: axial CT with both outlines, the errors there, and the prediction's surface.
-
-    The plane is the axial one with most of the truth (of the prediction, if there is no truth).
-    """
-    figure = Figure(figsize=(11, 3.6 * len(runs) + 0.7), facecolor="black", layout="constrained")
-    rows = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
-    truth = cases[0].truth if cases[0].truth.any() else cases[0].pred
-    plane = (*body_box(cases[0].image), int(truth.sum(axis=(0, 1)).argmax()))
-    for subfigure, run, case in zip(rows, runs, cases, strict=True):
-        subfigure.set_facecolor("black")
-        outlines, errors = (subfigure.add_subplot(1, 3, column) for column in (1, 2))
-        surface = subfigure.add_subplot(1, 3, 3, projection="3d", facecolor="black", computed_zorder=False)
-        _show(outlines, case.image[plane], case.spacing_mm)
-        _outline(outlines, case.truth[plane], case.spacing_mm, TRUTH_COLOR, "-")
-        _outline(outlines, case.pred[plane], case.spacing_mm, PRED_COLOR, "--")
-        _draw_errors(errors, case, plane)
-        _draw_surface(surface, case)
-        voxel_ml = float(np.prod(case.spacing_mm)) / 1000
-        excess, missed = ((a & ~b).sum() * voxel_ml for a, b in ((case.pred, case.truth), (case.truth, case.pred)))
-        dice = run.values(class_name, "dice").get(name, float("nan"))
-        subfigure.suptitle(
-            f"{run.name}: Dice {dice:.3f}, {excess:.0f} ml wrongly included, {missed:.0f} ml missed",
-            color="white", fontsize=12,
-        )  # fmt: skip
-        bar = subfigure.colorbar(
-            ScalarMappable(Normalize(0, FAR_MM), "cividis"), ax=surface, shrink=0.7, aspect=18, extend="max"
-        )
-        bar.set_label("distance to the true surface, mm", color="white")
-        bar.ax.tick_params(colors="white")
-    _legend(figure)
+def draw_outlines(case: Case, plane: Plane) -> Figure:
+    """The axial plane with the outlines of truth and prediction."""
+    figure, axes = _canvas(_size_mm(case, plane))
+    _show(axes, case.image[plane], case.spacing_mm)
+    _outline(axes, case.truth[plane], case.spacing_mm, TRUTH_COLOR, "-")
+    _outline(axes, case.pred[plane], case.spacing_mm, PRED_COLOR, "--")
+    _legend(
+        figure,
+        [
+            Line2D([], [], color=TRUTH_COLOR, label="truth"),
+            Line2D([], [], color=PRED_COLOR, ls="--", label="prediction"),
+        ],
+    )
     return figure
+
+
+def draw_errors(case: Case, plane: Plane) -> Figure:
+    """The axial plane with what is wrongly included and what is missed."""
+    figure, axes = _canvas(_size_mm(case, plane))
+    extent = _show(axes, case.image[plane], case.spacing_mm)
+    truth, pred = case.truth[plane], case.pred[plane]
+    colors = np.zeros((*truth.shape, 4))
+    colors[pred & ~truth] = to_rgba(FALSE_POSITIVE_COLOR)
+    colors[truth & ~pred] = to_rgba(FALSE_NEGATIVE_COLOR)
+    axes.imshow(colors[::-1, ::-1].transpose(1, 0, 2), interpolation="nearest", **extent)
+    kinds = {"wrongly included": FALSE_POSITIVE_COLOR, "missed": FALSE_NEGATIVE_COLOR}
+    _legend(figure, [Patch(color=color, label=label) for label, color in kinds.items()])
+    return figure
+
+
+def draw_surface(case: Case, plane: Plane) -> Figure:
+    """The prediction's surface from the front, coloured by its distance to the true one, whose silhouette is a line.
+
+    It is an orthographic view: the patient's right at the left, head at the top.
+    """
+    figure, axes = _canvas(_size_mm(case, plane))
+    axes.set_axis_off()
+    vertices, triangles, normals = surface_of(case.pred, case.spacing_mm)
+    if len(triangles):
+        distances = distance_to_surface(case.truth, case.spacing_mm, vertices) if case.truth.any() else FAR_MM
+        distances = np.broadcast_to(distances, len(vertices))[triangles].mean(axis=1)
+        facing = normals[triangles].mean(axis=1)
+        colors = ScalarMappable(Normalize(0, FAR_MM), DISTANCE_COLORS).to_rgba(distances)
+        colors[:, :3] *= (0.3 + 0.7 * np.clip(facing @ LIGHT, 0, 1))[:, None]
+        front = np.argsort(vertices[triangles][:, :, 1].mean(axis=1))  # from the back to the front
+        front = front[facing[front, 1] > -0.1]
+        corners = vertices[triangles[front]][:, :, [0, 2]]
+        axes.add_collection(PolyCollection(corners, facecolors=colors[front], edgecolors="none", antialiaseds=False))
+    else:
+        axes.text(0.5, 0.5, "nothing predicted", transform=axes.transAxes, color="white", ha="center")
+    silhouette = np.pad(case.truth.any(axis=1).T, 1).astype(float)
+    if silhouette.any():
+        x = (np.arange(silhouette.shape[1]) - 0.5) * case.spacing_mm[0]
+        z = (np.arange(silhouette.shape[0]) - 0.5) * case.spacing_mm[2]
+        axes.contour(x, z, silhouette, levels=[0.5], colors=TRUTH_COLOR, linewidths=1.5)
+    box = ndimage.find_objects((case.truth | case.pred).any(axis=1).astype(np.uint8)) or [(slice(0, 1),) * 2]
+    for set_limits, side, size_mm in zip((axes.set_xlim, axes.set_ylim), box[0], case.spacing_mm[::2], strict=True):
+        set_limits(side.start * size_mm - BORDER_MM, side.stop * size_mm + BORDER_MM)
+    axes.set_aspect("equal")
+    axes.invert_xaxis()
+    _letters(axes, "RLSI")
+    colorbar = figure.colorbar(
+        ScalarMappable(Normalize(0, FAR_MM), DISTANCE_COLORS), ax=axes, location="bottom", extend="max", aspect=30,
+        fraction=0.06, pad=0.02,
+    )  # fmt: skip
+    colorbar.set_label("mm to the true surface; line: its silhouette", color="white", fontsize=FONT_POINTS)
+    colorbar.ax.tick_params(colors="white", labelsize=FONT_POINTS)
+    return figure
+
+
+PANELS = {"outlines": draw_outlines, "errors": draw_errors, "surface": draw_surface}
+
+
+def axial_plane(case: Case) -> Plane:
+    """Return the body's box in the axial plane with most of the truth (of the prediction, if there is no truth)."""
+    shown = case.truth if case.truth.any() else case.pred
+    return (*body_box(case.image), int(shown.sum(axis=(0, 1)).argmax()))
+
+
+def volumes_of_errors_ml(case: Case) -> tuple[float, float]:
+    """Return what is wrongly included and what is missed, in ml."""
+    voxel_ml = float(np.prod(case.spacing_mm)) / 1000
+    return (case.pred & ~case.truth).sum() * voxel_ml, (case.truth & ~case.pred).sum() * voxel_ml

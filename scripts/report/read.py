@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ HEADINGS = {
     "hd95_mm": "HD95, mm",
     "assd_mm": "ASSD, mm",
 }
+PER_CASE = "evaluation/per_case.csv"
 REMEDY = "copy it again from the run, or leave this run out of --runs"
 
 Curves = dict[str, np.ndarray]  # column → its value in each row
@@ -52,6 +54,12 @@ class Run:
     validation: Curves
     facts: dict[str, Any]
     cases: list[dict[str, Any]]
+
+    @property
+    def targets(self) -> list[str]:
+        """What it finds, as far as its files say: the classes evaluated, else those that its curves tell apart."""
+        suffixes = [name.removeprefix("dice_") for name in self.training if name.startswith("dice_")]
+        return self.classes or suffixes
 
     @property
     def classes(self) -> list[str]:
@@ -147,7 +155,7 @@ def read_run(folder: str | os.PathLike, name: str) -> Run:
     training = folder / "training.csv"
     if not training.is_file():
         raise InputError(f"{training}: no such file; give the --output_dir of a training, after its first epoch")
-    validation, facts, cases = (folder / part for part in ("validation.csv", "run.json", "evaluation/per_case.csv"))
+    validation, facts, cases = (folder / part for part in ("validation.csv", "run.json", PER_CASE))
     return Run(
         name=name,
         folder=folder,
@@ -158,17 +166,49 @@ def read_run(folder: str | os.PathLike, name: str) -> Run:
     )
 
 
-def name_runs(folders: Sequence[str | os.PathLike]) -> list[str]:
-    """Return a name for each folder: its own, with as many of those above it as tell them apart.
+def name_runs(folders: Sequence[str | os.PathLike], names: Sequence[str] | None = None) -> list[str]:
+    """Return a name for each folder: the given one, or its own with as many of those above it as tell them apart.
 
     Raises:
-        InputError: if a folder is given twice.
+        InputError: if a folder is given twice, or if there are not as many names, all different, as folders.
     """
     paths = [Path(folder).resolve() for folder in folders]
     for path, folder in zip(paths, folders, strict=True):
         if paths.count(path) > 1:
             raise InputError(f"{folder}: is given twice in --runs; give each run once")
+    if names:
+        if len(names) != len(folders):
+            raise InputError(f"--names: {len(names)} names for {len(folders)} runs; give one each")
+        twice = [name for name in names if list(names).count(name) > 1]
+        if twice:
+            raise InputError(f"--names: {twice[0]!r} is given twice; give each run a name of its own")
+        return list(names)
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     return ["/".join(path.parts[-depth:]) for path in paths]
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Refuse runs that were trained to find different things, or measured on different data under the same names.
+
+    Raises:
+        InputError: naming the file that differs from those of the first run.
+    """
+    first, *others = runs
+    for other in others:
+        if first.targets != other.targets and first.targets and other.targets:
+            raise InputError(
+                f"{other.folder}: was trained to find {' and '.join(other.targets)}, but {first.folder} "
+                f"{' and '.join(first.targets)}; make a report of each"
+            )
+    measured = [run for run in runs if run.cases]
+    for other in measured[1:]:
+        for class_name in other.classes:
+            ours, theirs = (run.values(class_name, "reference_volume_ml") for run in (measured[0], other))
+            for case in ours.keys() & theirs.keys():
+                if not math.isclose(ours[case], theirs[case], rel_tol=0.001, abs_tol=0.01):
+                    raise InputError(
+                        f"{other.folder / PER_CASE}: its {case} has {theirs[case]:.1f} ml of {class_name} and that of "
+                        f"{measured[0].folder} {ours[case]:.1f} ml: they are different scans; make a report of each"
+                    )

@@ -22,6 +22,7 @@ class Comparison:
         difference: mean of the first's minus the second's; NaN without cases.
         low, high: 95 % bootstrap interval of that mean; NaN with fewer than two cases.
         p_value: of the two-sided Wilcoxon signed-rank test; NaN with fewer than `FEWEST_PAIRS` cases.
+        above: cases in which the first's value is above the second's.
     """
 
     cases: int
@@ -29,6 +30,12 @@ class Comparison:
     low: float
     high: float
     p_value: float
+    above: int
+
+    @property
+    def decided(self) -> bool:
+        """Whether these cases tell the two apart: the interval does not hold 0, and p is below 0.05."""
+        return self.low * self.high > 0 and self.p_value < 0.05
 
 
 def last_third_mean(curves: Curves, metric: str) -> float:
@@ -54,7 +61,7 @@ def compare(first: Mapping[str, float], second: Mapping[str, float]) -> Comparis
     if differences.size >= FEWEST_PAIRS:
         p_value = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
     mean = float(differences.mean()) if differences.size else math.nan
-    return Comparison(int(differences.size), mean, low, high, p_value)
+    return Comparison(int(differences.size), mean, low, high, p_value, int((differences > 0).sum()))
 
 
 def defined(values: Mapping[str, float]) -> dict[str, float]:

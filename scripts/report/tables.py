@@ -1,4 +1,4 @@
-"""The paper's tables 3 to 6, and those of the test cases: rows of words and numbers."""
+"""The paper's tables 3 to 6, and those of the test cases, as they are written to CSV: rows of words and numbers."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from scripts.report.read import HEADINGS, METRICS, Run
 from scripts.report.statistics import compare, defined, last_third_mean
 
 Row = dict[str, Any]
-COMPARED = ("dice", "iou", "precision", "sensitivity", "hd95_mm", "assd_mm")
 
 
 def converged(runs: Sequence[Run]) -> list[Row]:
@@ -86,7 +85,7 @@ def significance(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for other in runs[1:]:
         for class_name in (name for name in runs[0].classes if name in other.classes):
-            for metric in COMPARED:
+            for metric in HEADINGS:
                 result = compare(runs[0].values(class_name, metric), other.values(class_name, metric))
                 rows.append(
                     {
@@ -98,6 +97,7 @@ def significance(runs: Sequence[Run]) -> list[Row]:
                         "low_95": result.low,
                         "high_95": result.high,
                         "p_wilcoxon": result.p_value,
+                        "cases_above": result.above,
                     }
                 )
     return rows

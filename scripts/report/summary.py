@@ -1,0 +1,173 @@
+"""What do runs say in a few words and numbers?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scripts.report.layout import Cell, Table, format_number, format_p
+from scripts.report.read import Run
+from scripts.report.statistics import FEWEST_PAIRS, compare, defined
+from scripts.report.tables import costs
+
+
+@dataclass(frozen=True)
+class Result:
+    """A number, what it is, and a line about it."""
+
+    number: str
+    label: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One run at a glance: what came out, and lines about what it took."""
+
+    name: str
+    results: list[Result]
+    details: list[str]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN of nothing."""
+    return float(np.mean(values)) if values else math.nan
+
+
+def _results_of(run: Run) -> list[Result]:
+    """Return the Dice of each class on the test cases, or the last one of validation or training, if there are none."""
+    if not run.cases:
+        curves, words = (run.validation, "validation") if run.validation else (run.training, "training")
+        label = f"Dice in {words}, epoch {int(curves['epoch'][-1])}; not tested yet"
+        return [Result(format_number(float(curves["dice"][-1])), label)]
+    results = []
+    for class_name in run.classes:
+        dice = defined(run.values(class_name, "dice"))
+        hd95 = list(defined(run.values(class_name, "hd95_mm")).values())
+        detail = ""
+        if dice:
+            worst = min(dice, key=lambda case: dice[case])
+            median = format_number(float(np.median(list(dice.values()))))
+            detail = f"median {median}, lowest {format_number(dice[worst])} ({worst}); "
+        detail += f"mean HD95 {format_number(mean(hd95), 1)} mm"
+        label = f"mean Dice of {class_name}, {len(dice)} test cases"
+        results.append(Result(format_number(mean(list(dice.values()))), label, detail))
+    return results
+
+
+def make_cards(runs: Sequence[Run]) -> list[Card]:
+    """Return a card of each run."""
+    units = (("parameters", 0, "parameters"), ("training_s", 1, "s of training per epoch"))
+    return [
+        Card(
+            run.name,
+            _results_of(run),
+            [
+                f"{format_number(cost[name], digits)} {unit}"
+                for name, digits, unit in units
+                if not math.isnan(cost[name])
+            ],
+        )
+        for run, cost in zip(runs, costs(runs), strict=True)
+    ]
+
+
+def write_headline(runs: Sequence[Run]) -> list[str]:
+    """Return in words what came out on the test cases: the first sentence is the main one."""
+    evaluated = [run for run in runs if run.cases]
+    if not evaluated:
+        return ["No run has been evaluated on test cases yet; the curves show training and validation."]
+    first = evaluated[0]
+    sentences = []
+    for class_name in first.classes:
+        others = evaluated[1:]
+        if not others:
+            dice = list(defined(first.values(class_name, "dice")).values())
+            average = format_number(mean(dice))
+            sentences.append(f"{first.name} has a mean Dice of {average} for {class_name} in {len(dice)} test cases.")
+        for other in others:
+            sentences += compare_in_words(first, other, class_name)
+    sentences += [f"{run.name} has not been evaluated on test cases yet." for run in runs if not run.cases]
+    return sentences
+
+
+def compare_in_words(first: Run, other: Run, class_name: str) -> list[str]:
+    """Return what the Dice of one class in the cases that both runs have says about which is better."""
+    ours, theirs = first.values(class_name, "dice"), other.values(class_name, "dice")
+    common = [case for case in defined(ours) if case in defined(theirs)]
+    if not common:
+        return [f"{first.name} and {other.name} have no test case in common, so they cannot be compared."]
+    result = compare(ours, theirs)
+    better, worse = (first, other) if result.difference >= 0 else (other, first)
+    high, low = (mean([run.values(class_name, "dice")[case] for case in common]) for run in (better, worse))
+    means = f"mean Dice {format_number(high)} against {format_number(low)} in the same {len(common)} test cases"
+    ahead = result.above if better is first else compare(theirs, ours).above
+    difference = f"The difference is {format_number(abs(result.difference))}"
+    ends = sorted((abs(result.low), abs(result.high)))
+    if not math.isnan(result.low):
+        interval = (result.low, result.high) if result.low * result.high <= 0 else ends
+        difference += f", 95 % interval {format_number(interval[0])} to {format_number(interval[1])}"
+    difference += f"; {better.name} is ahead in {ahead} of {len(common)} cases"
+    if math.isnan(result.p_value):
+        return [
+            f"{better.name} is ahead of {worse.name} for {class_name}: {means}.",
+            f"{difference}. For a test of significance at least {FEWEST_PAIRS} cases are needed.",
+        ]
+    verdict = f"{better.name} segments {class_name} better than {worse.name}: {means}."
+    if not result.decided:
+        verdict = f"These cases do not decide between {first.name} and {other.name} for {class_name}: {means}."
+    return [verdict, f"{difference}; Wilcoxon signed-rank test p {_equals(format_p(result.p_value))}."]
+
+
+def _equals(p_value: str) -> str:
+    return p_value if p_value.startswith("<") else f"= {p_value}"
+
+
+def dice_in_words(run: Run) -> str:
+    """Return where a run's Dice stands: its last epoch in training, and its best validation."""
+    epochs = int(run.training["epoch"].max())
+    words = f"Dice in training {format_number(float(run.training['dice'][-1]))} in epoch {epochs}"
+    dice = run.validation.get("dice", np.array([]))
+    if np.isnan(dice).all():
+        return f"{words}, not validated yet"
+    best = int(np.nanargmax(dice))
+    epoch = int(run.validation["epoch"][best])
+    return f"{words}, in validation at best {format_number(float(dice[best]))} in epoch {epoch}"
+
+
+def lay_out_facts(runs: Sequence[Run]) -> Table:
+    """How each run was made and how far it went."""
+
+    def fact(run: Run, name: str) -> str:
+        value = run.facts.get(name)
+        return "–" if value is None else str(value)
+
+    def epochs(run: Run) -> str:
+        planned = run.facts.get("max_epochs")
+        return f"{int(run.training['epoch'].max())}" + (f" of {planned}" if planned is not None else "")
+
+    missing = [
+        ", ".join(
+            text
+            for text, there in (
+                ("not validated yet", run.validation), ("not evaluated", run.cases), ("no run.json", run.facts)
+            )
+            if not there
+        )
+        for run in runs
+    ]  # fmt: skip
+    lines = {
+        "Network": [fact(run, "network") for run in runs],
+        "Epochs": [epochs(run) for run in runs],
+        "Steps per epoch": [fact(run, "steps_per_epoch") for run in runs],
+        "Device": [fact(run, "device") for run in runs],
+        "CPU threads": [fact(run, "threads") for run in runs],
+        "Versions": [
+            ", ".join(f"{name} {version}" for name, version in run.facts.get("versions", {}).items()) or "–"
+            for run in runs
+        ],
+        **({"Not there": [text or "–" for text in missing]} if any(missing) else {}),
+    }
+    rows = [(Cell(name), [Cell(text) for text in texts]) for name, texts in lines.items()]
+    return Table("The runs", [run.name for run in runs], rows)
