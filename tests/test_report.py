@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from scripts.errors import InputError
-from scripts.report import tables
-from scripts.report.__main__ import write_report
+from scripts.report import curves, tables
+from scripts.report.__main__ import show_cases, write_report
 from scripts.report.cases import PANELS, Case, axial_plane, choose_cases, distance_to_surface, load_case, surface_of
 from scripts.report.layout import format_number, format_p, lay_out_converged, lay_out_test
 from scripts.report.read import METRICS, check_comparable, name_runs, read_run
 from scripts.report.statistics import compare, last_third_mean
-from scripts.report.summary import make_cards, write_headline
+from scripts.report.summary import lay_out_facts, make_cards, write_headline
 from tests import ROOT
 
 SPACING = (2.0, 2.0, 4.0)
@@ -198,6 +198,40 @@ def test_test_cases_have_mean_and_sd_and_the_undefined_stays_so(finished):
     assert math.isnan(row["assd_mm"])
 
 
+def six_panels(figure):
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == ["Dice", "Accuracy", "Precision", "Specificity", "IoU", "MCC"]
+    return panels
+
+
+def test_curves_are_the_six_measures_over_epochs(finished):
+    run = read_run(finished[0], "wide")
+    for axes in six_panels(curves.draw_curves(run)).values():
+        training, validation = axes.lines
+        np.testing.assert_allclose(training.get_xydata(), [[epoch, epoch / 10] for epoch in range(1, 10)])
+        np.testing.assert_allclose(validation.get_xydata(), [[epoch, epoch / 20] for epoch in (2, 4, 6, 8)])
+        assert training.get_linestyle() != validation.get_linestyle()
+
+
+def test_boxes_are_quartiles_of_all_epochs(finished):
+    for axes in six_panels(curves.draw_boxes(read_run(finished[0], "wide"))).values():
+        training, validation = (
+            [box[:, 0].min(), box[:, 0].max()] for box in (p.get_path().vertices for p in axes.patches)
+        )
+        assert training == pytest.approx([0.3, 0.7])  # of 0.1, 0.2 ... 0.9
+        assert validation == pytest.approx([0.175, 0.325])  # of 0.1, 0.2, 0.3, 0.4
+        medians = [
+            line.get_xdata()[0] for line in axes.lines if line.get_color() == "black" and line.get_linewidth() == 2
+        ]
+        assert medians == pytest.approx([0.5, 0.25])
+
+
+def test_bars_are_the_means_of_the_last_third(finished):
+    (axes,) = curves.draw_bars(read_run(finished[0], "wide")).axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.8] * 6 + [0.35] * 6)
+    assert {text.get_text() for text in axes.texts} == {"0.800", "0.350"}
+
+
 # --- cases -------------------------------------------------------------------------------------------------------
 
 
@@ -299,11 +333,14 @@ def test_pictures_of_empty_masks_can_be_drawn(panel, truth_mm, pred_mm):
 def test_the_surface_is_seen_from_the_front_with_the_patient_s_right_at_the_left():
     truth = ball(24)
     axes = PANELS["surface"](case := Case(np.zeros(truth.shape), truth, truth, SPACING), axial_plane(case)).axes[0]
-    assert axes.get_xlim()[0] > axes.get_xlim()[1]  # x of RAS grows to the right of the patient's left
+    assert axes.get_xlim()[0] > axes.get_xlim()[1]  # x of RAS+ grows to the patient's right
     assert axes.get_ylim()[0] < axes.get_ylim()[1]  # the head is up
-    corners = np.concatenate([path.vertices for path in axes.collections[0].get_paths()])
-    center = np.array([40, 40]) + np.array([SPACING[0], SPACING[2]]) / 2
-    assert np.linalg.norm(corners - center, axis=1).max() == pytest.approx(24, abs=1.5)
+    surface, silhouette = (
+        np.concatenate([path.vertices for path in collection.get_paths()]) for collection in axes.collections
+    )
+    center = (surface.min(axis=0) + surface.max(axis=0)) / 2
+    for outline in (surface, silhouette):
+        assert np.linalg.norm(outline - center, axis=1).max() == pytest.approx(24, abs=2.1)  # half a voxel
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
@@ -407,6 +444,19 @@ def test_small_p_values_are_a_bound():
     assert (format_p(0.0004), format_p(0.0314), format_p(math.nan)) == ("< 0.001", "0.031", "–")
 
 
+def test_what_is_known_of_the_runs_is_said_and_expressions_are_not(finished, tmp_path):
+    write_curves(tmp_path / "young", 3, 1.0)
+    config = {"target": "liver", "spacing": [1.5, 1.5, 1.0], "learning_rate": "$1 / 3"}
+    (tmp_path / "young/manifest.json").write_text(json.dumps({"config": config}), encoding="utf-8")
+    table = lay_out_facts([read_run(finished[0], "wide"), read_run(tmp_path / "young", "young")])
+    rows = {heading.text: [cell.text for cell in cells] for heading, cells in table.rows}
+    assert rows["Epochs"] == ["9 of 9", "3"]
+    assert rows["Target"] == ["–", "liver"]
+    assert rows["Spacing, mm"] == ["–", "1.5 × 1.5 × 1.0"]
+    assert rows["Missing"] == ["–", "not evaluated, no run.json"]
+    assert "Learning rate" not in rows
+
+
 def test_a_card_has_what_is_known_of_its_run(finished, tmp_path):
     write_curves(tmp_path / "young", 3, 1.0)
     cards = make_cards([read_run(finished[0], "wide"), read_run(tmp_path / "young", "young")])
@@ -418,8 +468,9 @@ def test_a_card_has_what_is_known_of_its_run(finished, tmp_path):
     )  # fmt: skip
 
 
-def test_names_that_look_like_html_are_text(tmp_path, finished):
-    write_report([str(finished[0])], str(tmp_path), ["<i>bold & co</i>"])
+def test_names_that_look_like_html_are_text(tmp_path):
+    write_curves(tmp_path / "young", 1, 1.0)
+    write_report([str(tmp_path / "young")], str(tmp_path), ["<i>bold & co</i>"])
     html = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "<i>" not in html
     assert "&lt;i&gt;bold &amp; co" in html
@@ -437,21 +488,23 @@ def test_a_run_that_is_still_going_is_shown_as_far_as_it_went(tmp_path):
     assert (tmp_path / "report/curves-young.png").is_file()
 
 
-def test_one_evaluated_run_beside_one_that_is_not(tmp_path, finished):
-    write_curves(tmp_path / "young", 3, 1.0)
-    write_report([str(tmp_path / "young"), str(finished[0])], str(tmp_path / "report"))
+def test_one_evaluated_run_beside_one_that_is_not(tmp_path):
+    write_curves(tmp_path / "young", 2, 1.0)
+    runs = [tmp_path / "young", write_run(tmp_path / "wide", radii=(20,))]
+    write_report(list(map(str, runs)), str(tmp_path / "report"))
     html = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "young has not been evaluated on test cases yet." in html
     assert "wide has a mean Dice of" in html
+    assert "Best case of wide, liver: segmentation-0" in html
 
 
 def test_scans_that_are_gone_leave_their_pictures_out(tmp_path, finished):
     folder = shutil.copytree(finished[0], tmp_path / "wide")
     shutil.rmtree(folder / "evaluation/predictions")
-    write_report([str(folder)], str(tmp_path / "report"))
-    assert "Worst case of wide, liver: segmentation-0, has no picture" in (tmp_path / "report/index.html").read_text(
-        encoding="utf-8"
-    )
+    section = show_cases([read_run(folder, "wide")], tmp_path)
+    reason = "has no picture: its image, label or mask is not there."
+    assert section.text[-1] == f"Worst case of wide, liver: segmentation-0, {reason}"
+    assert section.blocks == []
 
 
 def test_runs_without_a_common_case_are_not_compared(tmp_path, finished):
@@ -534,6 +587,15 @@ def test_runs_that_find_other_things_are_not_compared(tmp_path, finished):
         check_comparable([runs[0], read_run(both, "both")])
 
 
+def test_runs_that_are_set_to_find_other_things_are_not_compared_before_they_are_evaluated(tmp_path):
+    for target in ("liver", "tumor"):
+        write_curves(tmp_path / target, 2, 1.0)
+        (tmp_path / target / "manifest.json").write_text(json.dumps({"config": {"target": target}}), encoding="utf-8")
+    runs = [read_run(tmp_path / target, target) for target in ("liver", "tumor")]
+    with pytest.raises(InputError, match=r"tumor: was trained to find tumor, but .*liver liver"):
+        check_comparable(runs)
+
+
 def test_cases_of_one_name_that_are_other_scans_are_named(tmp_path, finished):
     other = shutil.copytree(finished[1], tmp_path / "other")
     damage(other, "evaluation/per_case.csv", ",1.0,2.0,", ",1.0,2.5,")
@@ -569,8 +631,11 @@ def test_a_file_in_the_place_of_the_output_folder_is_named(tmp_path, finished):
         write_report([str(finished[0])], str(tmp_path / "report"))
 
 
-def test_the_command_writes_the_page_and_says_where(tmp_path, finished):
-    command = [sys.executable, "-m", "scripts.report", "--runs", *map(str, finished), "--names", "A", "B"]
+def test_the_command_writes_the_page_and_says_where(tmp_path):
+    runs = [tmp_path / "runs/a", tmp_path / "runs/b"]
+    for run in runs:
+        write_curves(run, 2, 1.0)
+    command = [sys.executable, "-m", "scripts.report", "--runs", *map(str, runs), "--names", "A", "B"]
     result = subprocess.run(
         [*command, "--output_dir", str(tmp_path)], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
     )

@@ -29,7 +29,7 @@ FALSE_POSITIVE_COLOR, FALSE_NEGATIVE_COLOR = "#ffe04a", "#d81b60"  # bright and 
 SURFACE_MM = 3.0  # voxel size of the surfaces
 FAR_MM = 15.0  # upper end of the surface's colours
 DISTANCE_COLORS = LinearSegmentedColormap.from_list("distance", ["#f4efe2", "#f0a33c", "#b0124b"])  # bright to dark
-LIGHT = np.array([-0.35, 0.75, 0.56])  # from the front, above and the patient's right
+LIGHT = np.array([0.35, 0.75, 0.56])  # from the front, above and the patient's right
 BORDER_MM = 15.0  # around the surface
 PANEL_INCHES, LEGEND_INCHES, FONT_POINTS = 4.4, 0.45, 9
 
@@ -220,6 +220,24 @@ def draw_errors(case: Case, plane: Plane) -> Figure:
     return figure
 
 
+def _paint_surface(axes: Axes, truth: np.ndarray, pred: np.ndarray, spacing_mm: Sequence[float]) -> None:
+    """Paint the surface of ``pred`` as seen from the front, lit, coloured by its distance to that of ``truth``."""
+    vertices, triangles, normals = surface_of(pred, spacing_mm)
+    if not len(triangles):
+        axes.text(0.5, 0.5, "nothing predicted", transform=axes.transAxes, color="white", ha="center")
+        return
+    distances = np.full(len(vertices), FAR_MM)
+    if truth.any():
+        distances = distance_to_surface(truth, spacing_mm, vertices)
+    facing = normals[triangles].mean(axis=1)
+    colors = ScalarMappable(Normalize(0, FAR_MM), DISTANCE_COLORS).to_rgba(distances[triangles].mean(axis=1))
+    colors[:, :3] *= (0.3 + 0.7 * np.clip(facing @ LIGHT, 0, 1))[:, None]
+    order = np.argsort(vertices[triangles][:, :, 1].mean(axis=1))  # from the back to the front
+    order = order[facing[order, 1] > -0.1]
+    corners = vertices[triangles[order]][:, :, [0, 2]]
+    axes.add_collection(PolyCollection(corners, facecolors=colors[order], edgecolors="none", antialiaseds=False))
+
+
 def draw_surface(case: Case, plane: Plane) -> Figure:
     """The prediction's surface from the front, coloured by its distance to the true one, whose silhouette is a line.
 
@@ -227,29 +245,17 @@ def draw_surface(case: Case, plane: Plane) -> Figure:
     """
     figure, axes = _canvas(_size_mm(case, plane))
     axes.set_axis_off()
-    vertices, triangles, normals = surface_of(case.pred, case.spacing_mm)
-    if len(triangles):
-        distances = distance_to_surface(case.truth, case.spacing_mm, vertices) if case.truth.any() else FAR_MM
-        distances = np.broadcast_to(distances, len(vertices))[triangles].mean(axis=1)
-        facing = normals[triangles].mean(axis=1)
-        colors = ScalarMappable(Normalize(0, FAR_MM), DISTANCE_COLORS).to_rgba(distances)
-        colors[:, :3] *= (0.3 + 0.7 * np.clip(facing @ LIGHT, 0, 1))[:, None]
-        front = np.argsort(vertices[triangles][:, :, 1].mean(axis=1))  # from the back to the front
-        front = front[facing[front, 1] > -0.1]
-        corners = vertices[triangles[front]][:, :, [0, 2]]
-        axes.add_collection(PolyCollection(corners, facecolors=colors[front], edgecolors="none", antialiaseds=False))
-    else:
-        axes.text(0.5, 0.5, "nothing predicted", transform=axes.transAxes, color="white", ha="center")
-    silhouette = np.pad(case.truth.any(axis=1).T, 1).astype(float)
+    box = (ndimage.find_objects((case.truth | case.pred).astype(np.uint8)) or [(slice(0, 1),) * 3])[0]
+    truth, pred = case.truth[box], case.pred[box]
+    _paint_surface(axes, truth, pred, case.spacing_mm)
+    silhouette = np.pad(truth.any(axis=1).T, 1).astype(float)
     if silhouette.any():
         x = (np.arange(silhouette.shape[1]) - 0.5) * case.spacing_mm[0]
         z = (np.arange(silhouette.shape[0]) - 0.5) * case.spacing_mm[2]
         axes.contour(x, z, silhouette, levels=[0.5], colors=TRUTH_COLOR, linewidths=1.5)
-    box = ndimage.find_objects((case.truth | case.pred).any(axis=1).astype(np.uint8)) or [(slice(0, 1),) * 2]
-    for set_limits, side, size_mm in zip((axes.set_xlim, axes.set_ylim), box[0], case.spacing_mm[::2], strict=True):
-        set_limits(side.start * size_mm - BORDER_MM, side.stop * size_mm + BORDER_MM)
+    axes.set_xlim(truth.shape[0] * case.spacing_mm[0] + BORDER_MM, -BORDER_MM)  # x grows to the patient's right
+    axes.set_ylim(-BORDER_MM, truth.shape[2] * case.spacing_mm[2] + BORDER_MM)
     axes.set_aspect("equal")
-    axes.invert_xaxis()
     _letters(axes, "RLSI")
     colorbar = figure.colorbar(
         ScalarMappable(Normalize(0, FAR_MM), DISTANCE_COLORS), ax=axes, location="bottom", extend="max", aspect=30,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.data import TARGETS
 from scripts.errors import InputError
 
 PAPER_METRICS = ("dice", "accuracy", "precision", "specificity", "iou", "mcc")  # Sec. 4.3, in its order
@@ -45,6 +46,7 @@ class Run:
         training: ``training.csv``, a value per epoch.
         validation: ``validation.csv``, a value per validated epoch.
         facts: ``run.json``.
+        settings: the config's values of ``manifest.json``.
         cases: rows of ``evaluation/per_case.csv``, numbers as floats.
     """
 
@@ -53,13 +55,15 @@ class Run:
     training: Curves
     validation: Curves
     facts: dict[str, Any]
+    settings: dict[str, Any]
     cases: list[dict[str, Any]]
 
     @property
     def targets(self) -> list[str]:
-        """What it finds, as far as its files say: the classes evaluated, else those that its curves tell apart."""
-        suffixes = [name.removeprefix("dice_") for name in self.training if name.startswith("dice_")]
-        return self.classes or suffixes
+        """What it finds, as far as its files say: classes evaluated, set, or told apart by its curves."""
+        target = self.settings.get("target")
+        named = list(TARGETS[target].class_names[1:]) if target in TARGETS else []
+        return self.classes or named or [name[len("dice_") :] for name in self.training if name.startswith("dice_")]
 
     @property
     def classes(self) -> list[str]:
@@ -131,7 +135,7 @@ def read_cases(path: Path) -> list[dict[str, Any]]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return ``run.json``.
+    """Return what is in a JSON file of facts: ``run.json``, ``manifest.json``.
 
     Raises:
         InputError: if the file is damaged.
@@ -155,13 +159,15 @@ def read_run(folder: str | os.PathLike, name: str) -> Run:
     training = folder / "training.csv"
     if not training.is_file():
         raise InputError(f"{training}: no such file; give the --output_dir of a training, after its first epoch")
-    validation, facts, cases = (folder / part for part in ("validation.csv", "run.json", PER_CASE))
+    parts = ("validation.csv", "run.json", "manifest.json", PER_CASE)
+    validation, facts, manifest, cases = (folder / part for part in parts)
     return Run(
         name=name,
         folder=folder,
         training=read_curves(training),
         validation=read_curves(validation) if validation.is_file() else {},
         facts=read_facts(facts) if facts.is_file() else {},
+        settings=(read_facts(manifest).get("config") or {}) if manifest.is_file() else {},
         cases=read_cases(cases) if cases.is_file() else [],
     )
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,11 @@ from scripts.report.layout import Cell, Table, format_number, format_p
 from scripts.report.read import Run
 from scripts.report.statistics import FEWEST_PAIRS, compare, defined
 from scripts.report.tables import costs
+
+SETTINGS = {  # key of the config → its heading
+    "target": "Target", "spacing": "Spacing, mm", "roi_size": "Crop, voxels", "batch_size": "Batch size",
+    "learning_rate": "Learning rate", "seed": "Seed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,37 +143,32 @@ def dice_in_words(run: Run) -> str:
 
 
 def lay_out_facts(runs: Sequence[Run]) -> Table:
-    """How each run was made and how far it went."""
+    """How each run was made and how far it went; of what is known of no run there is no row."""
 
-    def fact(run: Run, name: str) -> str:
-        value = run.facts.get(name)
-        return "–" if value is None else str(value)
+    def show(value: Any) -> str:
+        if value is None or str(value).startswith(("$", "@", "%")):  # an expression says nothing here
+            return ""
+        return " × ".join(map(str, value)) if isinstance(value, list) else str(value)
 
-    def epochs(run: Run) -> str:
+    def describe(run: Run) -> dict[str, str]:
         planned = run.facts.get("max_epochs")
-        return f"{int(run.training['epoch'].max())}" + (f" of {planned}" if planned is not None else "")
+        versions = run.facts.get("versions", {})
+        there = {"not validated yet": run.validation, "not evaluated": run.cases, "no run.json": run.facts}
+        return {
+            "Network": show(run.facts.get("network")),
+            "Epochs": f"{int(run.training['epoch'].max())}" + (f" of {planned}" if planned is not None else ""),
+            "Steps per epoch": show(run.facts.get("steps_per_epoch")),
+            **{heading: show(run.settings.get(name)) for name, heading in SETTINGS.items()},
+            "Device": show(run.facts.get("device")),
+            "CPU threads": show(run.facts.get("threads")),
+            "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+            "Missing": ", ".join(text for text, part in there.items() if not part),
+        }
 
-    missing = [
-        ", ".join(
-            text
-            for text, there in (
-                ("not validated yet", run.validation), ("not evaluated", run.cases), ("no run.json", run.facts)
-            )
-            if not there
-        )
-        for run in runs
-    ]  # fmt: skip
-    lines = {
-        "Network": [fact(run, "network") for run in runs],
-        "Epochs": [epochs(run) for run in runs],
-        "Steps per epoch": [fact(run, "steps_per_epoch") for run in runs],
-        "Device": [fact(run, "device") for run in runs],
-        "CPU threads": [fact(run, "threads") for run in runs],
-        "Versions": [
-            ", ".join(f"{name} {version}" for name, version in run.facts.get("versions", {}).items()) or "–"
-            for run in runs
-        ],
-        **({"Not there": [text or "–" for text in missing]} if any(missing) else {}),
-    }
-    rows = [(Cell(name), [Cell(text) for text in texts]) for name, texts in lines.items()]
+    described = [describe(run) for run in runs]
+    rows = [
+        (Cell(name), [Cell(facts[name] or "–") for facts in described])
+        for name in described[0]
+        if any(facts[name] for facts in described)
+    ]
     return Table("The runs", [run.name for run in runs], rows)
