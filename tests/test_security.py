@@ -24,8 +24,8 @@ from scripts import inference
 from scripts.cases import Case, check_case, find_cases
 from scripts.convert_released_weights import convert
 from scripts.errors import InputError, find_input_error
-from scripts.files import write_weights
-from scripts.handlers import RunCheckpoint, WeightsLoader, write_table
+from scripts.files import write_table, write_weights
+from scripts.handlers import RunCheckpoint, WeightsLoader
 from scripts.report.__main__ import write_report
 from scripts.report.read import CASE_METRICS, METRICS
 from tests import ROOT

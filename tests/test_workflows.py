@@ -377,8 +377,7 @@ import json, pathlib, sys
 import nibabel as nib, numpy as np, torch
 from monai.bundle import run
 from scripts.errors import InputError, find_input_error
-from scripts.files import read_weights, write_weights
-from scripts.handlers import write_table
+from scripts.files import read_weights, write_table, write_weights
 from scripts.inference import GridWriter
 
 disk, settings = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
