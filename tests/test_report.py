@@ -469,7 +469,7 @@ def test_a_card_has_what_is_known_of_its_run(finished, tmp_path):
 
 
 def test_names_that_look_like_html_are_text(tmp_path):
-    write_curves(tmp_path / "young", 1, 1.0)
+    write_curves(tmp_path / "young", 2, 1.0)
     write_report([str(tmp_path / "young")], str(tmp_path), ["<i>bold & co</i>"])
     html = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "<i>" not in html
