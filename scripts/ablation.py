@@ -229,7 +229,7 @@ def draw_dice(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], path: Path
         axes.plot([row["dice_liver"]], [position], "|", color="black", markersize=14, markeredgewidth=2)
     axes.axvline(rows[0]["dice_liver"], color="grey", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
     axes.set_xlabel("Dice of the liver, mean over test cases: a dot per seed, a bar at their mean")
