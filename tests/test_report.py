@@ -537,6 +537,7 @@ def damage(folder, file, old, new):
         ("training.csv", "npv", "other", "training.csv: has no column 'npv'"),
         ("training.csv", "0.3,0.3", "0.3,x", "training.csv: line 4, accuracy: 'x' is not a number"),
         ("validation.csv", r"\n8,3,.*", "\n8,3,0.4", "validation.csv: line 5 has 3 of 10 values, it is cut off"),
+        ("training.csv", r"(.*)\d\d\n", r"\1", "training.csv: its last line has no end, it is cut off"),
         ("evaluation/per_case.csv", "assd_mm", "assd", "per_case.csv: has no column 'assd_mm'"),
         ("run.json", "}", "", "run.json: is damaged"),
         ("run.json", r"\{.*\}", "[1]", "run.json: is damaged"),
@@ -575,15 +576,13 @@ def test_a_mask_on_another_grid_is_named(tmp_path, finished):
 def test_runs_that_find_other_things_are_not_compared(tmp_path, finished):
     both = write_run(tmp_path / "both", radii=(24,), classes=("liver", "tumor"))
     runs = [read_run(finished[0], "wide"), read_run(both, "both")]
-    with pytest.raises(
-        InputError, match=rf"{both}: was trained to find liver and tumor, but .*wide liver; make a report"
-    ):
+    with pytest.raises(InputError, match=rf"{both}/evaluation/per_case.csv: is of liver and tumor, but .* of liver: "):
         check_comparable(runs)
     (both / "evaluation/per_case.csv").unlink()
     header, *rows = (both / "training.csv").read_text(encoding="utf-8").splitlines()
     wider = [header + ",dice_liver,dice_tumor", *(row + ",0,0" for row in rows)]
     (both / "training.csv").write_text("\n".join(wider) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match="was trained to find liver and tumor"):
+    with pytest.raises(InputError, match=r"both/training.csv: is of liver and tumor"):
         check_comparable([runs[0], read_run(both, "both")])
 
 
@@ -592,7 +591,7 @@ def test_runs_that_are_set_to_find_other_things_are_not_compared_before_they_are
         write_curves(tmp_path / target, 2, 1.0)
         (tmp_path / target / "manifest.json").write_text(json.dumps({"config": {"target": target}}), encoding="utf-8")
     runs = [read_run(tmp_path / target, target) for target in ("liver", "tumor")]
-    with pytest.raises(InputError, match=r"tumor: was trained to find tumor, but .*liver liver"):
+    with pytest.raises(InputError, match=r"tumor/manifest.json: is of tumor, but .*liver/manifest.json of liver"):
         check_comparable(runs)
 
 

@@ -61,9 +61,19 @@ class Run:
     @property
     def targets(self) -> list[str]:
         """What it finds, as far as its files say: classes evaluated, set, or told apart by its curves."""
-        target = self.settings.get("target")
-        named = list(TARGETS[target].class_names[1:]) if target in TARGETS else []
-        return self.classes or named or [name[len("dice_") :] for name in self.training if name.startswith("dice_")]
+        return self._targets_and_file()[0]
+
+    @property
+    def targets_file(self) -> Path:
+        """The file that says what it finds."""
+        return self.folder / self._targets_and_file()[1]
+
+    def _targets_and_file(self) -> tuple[list[str], str]:
+        if self.cases:
+            return self.classes, PER_CASE
+        if self.settings.get("target") in TARGETS:
+            return list(TARGETS[self.settings["target"]].class_names[1:]), "manifest.json"
+        return [name[len("dice_") :] for name in self.training if name.startswith("dice_")], "training.csv"
 
     @property
     def classes(self) -> list[str]:
@@ -79,11 +89,12 @@ def _read_rows(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     """Return the rows of a CSV.
 
     Raises:
-        InputError: if it has no rows, lacks a column, or has a row of another length.
+        InputError: if it has no rows, lacks a column, has a row of another length, or a last line without an end.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+            lines = file.readlines()
+        rows = list(csv.reader(lines))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a CSV ({error}); {REMEDY}") from error
     if len(rows) < 2:
@@ -95,6 +106,8 @@ def _read_rows(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise InputError(f"{path}: line {number} has {len(row)} of {len(header)} values, it is cut off; {REMEDY}")
+    if not lines[-1].endswith(("\n", "\r")):  # its last number may be half of one
+        raise InputError(f"{path}: its last line has no end, it is cut off; {REMEDY}")
     return [dict(zip(header, row, strict=True)) for row in rows[1:]]
 
 
@@ -205,8 +218,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
     for other in others:
         if first.targets != other.targets and first.targets and other.targets:
             raise InputError(
-                f"{other.folder}: was trained to find {' and '.join(other.targets)}, but {first.folder} "
-                f"{' and '.join(first.targets)}; make a report of each"
+                f"{other.targets_file}: is of {' and '.join(other.targets)}, but {first.targets_file} of "
+                f"{' and '.join(first.targets)}: the runs find different things; make a report of each"
             )
     measured = [run for run in runs if run.cases]
     for other in measured[1:]:
