@@ -419,7 +419,7 @@ def test_the_better_of_a_row_is_marked_and_differences_have_their_interval(finis
     assert [cell.text for cell in rows["HD95, mm"]] == ["2.0", "6.0", "−4.0", "–"]  # 4, 2, 0 and 8, 6, 4 mm
     assert rows["HD95, mm"][0].best
     assert rows["HD95, mm"][2].detail == "−4.0 to −4.0"
-    assert [cell.text for cell in rows["ASSD, mm"]] == ["–"] * 4
+    assert [(cell.text, cell.detail) for cell in rows["ASSD, mm"]] == [("–", "")] * 4
 
 
 def test_tables_3_4_and_5_stand_in_one(finished):

@@ -21,7 +21,7 @@ from scripts.report.layout import (
 from scripts.report.page import Gallery, Section, save_figure, slug, write_csv, write_page
 from scripts.report.read import Run, check_comparable, name_runs, read_run
 from scripts.report.statistics import FEWEST_PAIRS
-from scripts.report.summary import dice_in_words, lay_out_facts, make_cards, write_headline
+from scripts.report.summary import dice_in_words, lay_out_facts, list_names, make_cards, write_headline
 
 MOST_OPEN_CASES = 12  # of more, the table of all cases is folded
 WITHOUT_DISTANCE = "A case of which one mask is empty has no distances and is left out of their means."
@@ -186,9 +186,7 @@ def write_report(folders: Sequence[str], output_dir: str, names: Sequence[str] |
     with rc_context({"text.parse_math": False}):  # names of runs and cases are no formulas
         sections = [show(runs, output) for show in tqdm(parts, desc="report", unit="part", disable=None)]
     shown = [section for section in sections if section.text or section.blocks]
-    write_page(
-        output / "index.html", " and ".join(run.name for run in runs), write_headline(runs), make_cards(runs), shown
-    )
+    write_page(output / "index.html", list_names(runs), write_headline(runs), make_cards(runs), shown)
     return output / "index.html"
 
 

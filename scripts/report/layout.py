@@ -77,6 +77,11 @@ def format_p(value: float) -> str:
     return "< 0.001" if value < 0.001 else format_number(value)
 
 
+def _unless_nan(words: str, digits: int, *values: float) -> str:
+    """Return the words with the numbers in their places; nothing if these are not defined."""
+    return "" if any(map(math.isnan, values)) else words.format(*(format_number(value, digits) for value in values))
+
+
 def _heading(measure: str) -> Cell:
     return Cell(HEADINGS[measure], PAPER_NAMES.get(measure, "lower is better" if measure in LOWER_IS_BETTER else ""))
 
@@ -106,13 +111,13 @@ def lay_out_test(class_name: str, means: Sequence[Row], comparisons: Sequence[Ro
         digits = DIGITS.get(measure, 3)
         best = _best([row[measure] for row in means], measure in LOWER_IS_BETTER)
         cells = [
-            Cell(format_number(row[measure], digits), f"± {format_number(row[f'{measure}_sd'], digits)}", is_best)
+            Cell(format_number(row[measure], digits), _unless_nan("± {}", digits, row[f"{measure}_sd"]), is_best)
             for row, is_best in zip(means, best, strict=True)
         ]
         for name in names:
             row = pairs[name, measure]
-            low, high = (format_number(row[end], digits) for end in ("low_95", "high_95"))
-            cells.append(Cell(format_number(row["difference"], digits, sign=True), f"{low} to {high}"))
+            interval = _unless_nan("{} to {}", digits, row["low_95"], row["high_95"])
+            cells.append(Cell(format_number(row["difference"], digits, sign=True), interval))
             cells.append(Cell(format_p(row["p_wilcoxon"])))
         rows.append((_heading(measure), cells))
     groups = [("mean ± SD", len(means)), *((name.replace(" - ", " − "), 2) for name in names)]

@@ -36,6 +36,12 @@ class Card:
     details: list[str]
 
 
+def list_names(runs: Sequence[Run]) -> str:
+    """Return "A", "A and B", "A, B and C"."""
+    *others, last = (run.name for run in runs)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def mean(values: Sequence[float]) -> float:
     """Return the mean; NaN of nothing."""
     return float(np.mean(values)) if values else math.nan
@@ -55,8 +61,9 @@ def _results_of(run: Run) -> list[Result]:
         if dice:
             worst = min(dice, key=lambda case: dice[case])
             median = format_number(float(np.median(list(dice.values()))))
-            detail = f"median {median}, lowest {format_number(dice[worst])} ({worst}); "
-        detail += f"mean HD95 {format_number(mean(hd95), 1)} mm"
+            detail = f"median {median}, lowest {format_number(dice[worst])} ({worst})"
+        if hd95:
+            detail += f"; mean HD95 {format_number(mean(hd95), 1)} mm"
         label = f"mean Dice of {class_name}, {len(dice)} test cases"
         results.append(Result(format_number(mean(list(dice.values()))), label, detail))
     return results
@@ -93,7 +100,8 @@ def write_headline(runs: Sequence[Run]) -> list[str]:
             average = format_number(mean(dice))
             sentences.append(f"{first.name} has a mean Dice of {average} for {class_name} in {len(dice)} test cases.")
         for other in others:
-            sentences += compare_in_words(first, other, class_name)
+            words = compare_in_words(first, other, class_name)
+            sentences += [" ".join(words)] if sentences else words  # the first is the page's main sentence
     sentences += [f"{run.name} has not been evaluated on test cases yet." for run in runs if not run.cases]
     return sentences
 
