@@ -82,11 +82,37 @@ class CoarseToFineInferer(SlidingWindowInferer):
         return everywhere() if segmented.any() else result
 
 
+def convolves_pairs_of_slices(network: nn.Module, image: Tensor) -> bool:
+    """Return whether a 3D convolution of ``network`` takes or makes two slices along the first axis of ``image``.
+
+    There the weights' gradient that oneDNN computes in bfloat16 is wrong, often NaN (PyTorch 2.13 on x86-64).
+    """
+    found = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append(2 in (inputs[0].shape[2], output.shape[2]))
+
+    kinds = nn.Conv3d | nn.ConvTranspose3d
+    hooks = [module.register_forward_hook(look) for module in network.modules() if isinstance(module, kinds)]
+    if not hooks:
+        return False
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(image)
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return any(found)
+
+
 class DeviceInferer(Inferer):
     """Another inferer whose network runs as suits the image's device; what it returns is float32.
 
     With ``amp`` it computes in `half_precision`, where the device has that. On the CPU weights and image are laid out
     channels last (``torch.channels_last_3d``), for which PyTorch has the faster convolutions; values stay the same.
+    A network is trained in float32 on a CPU if it `convolves_pairs_of_slices` of images of that size.
 
     A network in evaluation sees one of the windows that hold nothing but air (or any one number): its answer is theirs.
 
@@ -103,6 +129,7 @@ class DeviceInferer(Inferer):
         self.inferer = inferer
         self.amp = amp
         self.device: torch.device | None = None  # other than the image's
+        self.in_full_precision: dict[tuple, bool] = {}  # by network and shape: whether it is trained so
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return what the inferer makes of ``inputs`` ``(B, C, H, W, D)`` with the network."""
@@ -133,6 +160,18 @@ class DeviceInferer(Inferer):
             return "going on with the network on the CPU"
         return ""
 
+    def _needs_full_precision(self, network: Callable[..., Tensor], image: Tensor) -> bool:
+        """Return whether gradients on the CPU need float32, and say so once."""
+        key = (id(network), image.shape)
+        if key not in self.in_full_precision:
+            needed = isinstance(network, nn.Module) and convolves_pairs_of_slices(network, image)
+            if needed:
+                logger.warning(
+                    "training in float32: bfloat16 is not safe on crops of %s voxels", tuple(image.shape[2:])
+                )
+            self.in_full_precision[key] = needed
+        return self.in_full_precision[key]
+
     def _infer(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         on_cpu = inputs.device.type == "cpu"
         if isinstance(network, nn.Module):
@@ -140,6 +179,7 @@ class DeviceInferer(Inferer):
                 network.to(self.device)
             if on_cpu:
                 network.to(memory_format=torch.channels_last_3d)
+        dtype = half_precision(inputs.device) if self.amp else None
         is_same_again = isinstance(network, nn.Module) and not network.training
         answers: dict[tuple, Tensor] = {}  # by number and shape, to windows of one number
 
@@ -156,8 +196,8 @@ class DeviceInferer(Inferer):
         def run(image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if on_cpu:
                 image = image.contiguous(memory_format=torch.channels_last_3d)
-            return network(image, *args, **kwargs).float()
+            full = dtype is None or (on_cpu and torch.is_grad_enabled() and self._needs_full_precision(network, image))
+            with torch.autocast(image.device.type, dtype=dtype, enabled=not full):
+                return network(image, *args, **kwargs).float()
 
-        dtype = half_precision(inputs.device) if self.amp else None
-        with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not None):
-            return self.inferer(inputs, predict, *args, **kwargs)
+        return self.inferer(inputs, predict, *args, **kwargs)

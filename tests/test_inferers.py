@@ -55,7 +55,7 @@ def test_in_mixed_precision_probabilities_stay_close_and_float32(network, bfloat
 
 def test_mixed_precision_trains_every_parameter(network, bfloat16):
     network.train()
-    DeviceInferer(SimpleInferer())(torch.randn(2, 1, 32, 32, 32), network).square().mean().backward()
+    DeviceInferer(SimpleInferer())(torch.randn(2, 1, 48, 32, 32), network).square().mean().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32 and torch.isfinite(parameter.grad).all(), name
@@ -194,3 +194,26 @@ def test_without_a_coarse_pass_the_result_is_that_of_monais_sliding_window():
     image = torch.rand(1, 1, 40, 12, 20, generator=torch.Generator().manual_seed(0))  # smaller than a window, too
     oracle = ThresholdOracle(0.5)
     assert torch.equal(sliding(CoarseToFineInferer)(image, oracle), sliding()(image, oracle))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((16, 32, 32), True), ((32, 16, 16), False), ((9, 32, 32), True), ((24, 24, 24), False)]
+)
+def test_pairs_of_slices_are_seen_wherever_the_network_makes_them(size, expected):
+    """MPU-Net halves three times, and pads to multiples of 8: of 9 to 16 slices it makes 2."""
+    network = MPUNet(channels=(4, 8, 8, 8, 16)).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert inferers.convolves_pairs_of_slices(network, torch.zeros(1, 1, *size)) is expected
+    assert network.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_network_that_convolves_pairs_of_slices_is_trained_in_float32(bfloat16, caplog):
+    network = MPUNet(channels=(4, 8, 8, 8, 16), dropout=0.0).train()
+    image = torch.randn(1, 1, 16, 32, 32)
+    inferer = DeviceInferer(SimpleInferer())
+    assert torch.equal(inferer(image, network), DeviceInferer(SimpleInferer(), amp=False)(image, network))
+    inferer(image, network)
+    assert [record.getMessage() for record in caplog.records] == [
+        "training in float32: bfloat16 is not safe on crops of (16, 32, 32) voxels"
+    ]
