@@ -64,8 +64,8 @@ def evaluated_values(parser: ConfigParser) -> dict[str, Any]:
 
 def command_line() -> str | None:
     """Return the command as it was typed, if it is one of MONAI's bundles; other programs' may hold anything."""
-    module = getattr(sys.modules["__main__"].__spec__, "name", "")
-    if module != "monai.bundle.__main__":
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is None or module.name != "monai.bundle.__main__":
         return None
     return shlex.join(["python", *sys.orig_argv[1:]])
 

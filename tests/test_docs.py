@@ -11,9 +11,10 @@ from scripts.networks import MPUNet
 from tests import ROOT
 
 PAPER = (ROOT / "docs/paper.md").read_text(encoding="utf-8")
-TESTS = sorted(set(re.findall(r"`(test_\w+)\.py::(\w+)`", PAPER)))
-TEST_FILES = sorted(set(re.findall(r"`(test_\w+)\.py`", PAPER)))
-CODE = sorted(set(re.findall(r"`(scripts(?:\.\w+)+)`", PAPER)))
+NAMING = PAPER + (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+TESTS = sorted(set(re.findall(r"`(test_\w+)\.py::(\w+)`", NAMING)))
+TEST_FILES = sorted(set(re.findall(r"`(test_\w+)\.py`", NAMING)))
+CODE = sorted(set(re.findall(r"`(scripts(?:\.\w+)+)`", NAMING)))
 OPTIONS = sorted(set(re.findall(r"`network_def::(\w+)`", PAPER)))
 
 
@@ -22,17 +23,17 @@ def read_config(name):
 
 
 @pytest.mark.parametrize("file, name", TESTS)
-def test_a_test_that_paper_md_names_is_there(file, name):
+def test_a_test_that_a_document_names_is_there(file, name):
     assert callable(getattr(importlib.import_module(f"tests.{file}"), name))
 
 
 @pytest.mark.parametrize("file", TEST_FILES)
-def test_a_test_file_that_paper_md_names_is_there(file):
+def test_a_test_file_that_a_document_names_is_there(file):
     assert (ROOT / f"tests/{file}.py").is_file()
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_code_that_paper_md_names_is_there(name):
+def test_code_that_a_document_names_is_there(name):
     parts, found = name.split("."), None
     for count in range(len(parts), 0, -1):
         try:

@@ -21,6 +21,7 @@ import torch
 from monai.bundle import ConfigWorkflow, load, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scripts.data import make_datalist
 from scripts.errors import find_input_error
 from scripts.files import read_weights
 from scripts.metrics import OVERLAP_METRICS, SURFACE_METRICS
@@ -246,6 +247,40 @@ def test_resuming_for_another_target_says_so(trained, phantoms, tmp_path):
     with pytest.raises(Exception) as caught:
         run_bundle("train", **settings, max_epochs=2, resume=True, target="tumor")
     assert "last.pt: is of a run with target liver, not tumor" in str(find_input_error(caught.value))
+
+
+def is_group_running(process):
+    """Whether the process or any that it started is there."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups of POSIX")
+def test_no_worker_process_outlives_an_error_in_a_worker(phantoms, tmp_path):
+    data = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    settings = {"max_epochs": 1, "num_workers": 2, "cache_rate": 0.0, "datalist_file": tmp_path / "datalist.json"}
+    datalist = make_datalist(data, tmp_path / "datalist.json", min_slices=TINY["min_slices"])
+    Path(datalist["training"][0]["image"]).write_bytes(b"damaged since it was checked")
+    process = start_training(data, tmp_path / "run", **settings)
+    assert process.wait(timeout=600) == 1
+    assert not is_group_running(process)
+    assert datalist["training"][0]["image"] in (tmp_path / "run/log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="process groups of POSIX")
+def test_the_workers_of_a_killed_training_end_by_themselves(phantoms, tmp_path):
+    process = start_training(phantoms, tmp_path, max_epochs=10_000, num_workers=2)
+    wait_for_rows(process, tmp_path / "training.csv", 1)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while is_group_running(process) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not is_group_running(process)
 
 
 def can_mount():
