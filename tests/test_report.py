@@ -213,6 +213,15 @@ def test_curves_are_the_six_measures_over_epochs(finished):
         assert training.get_linestyle() != validation.get_linestyle()
 
 
+def test_losses_are_labelled_in_plain_numbers(finished):
+    figure = curves.draw_losses([read_run(finished[0], "wide")])  # 1, 1/2 ... 1/9
+    figure.canvas.draw()
+    axis = figure.axes[0].yaxis
+    (low, high), labels = axis.get_view_interval(), [*axis.get_majorticklabels(), *axis.get_minorticklabels()]
+    shown = {label.get_text() for label in labels if low <= label.get_position()[1] <= high}
+    assert shown == {"1", "0.5", "0.2", "0.1"}
+
+
 def test_boxes_are_quartiles_of_all_epochs(finished):
     for axes in six_panels(curves.draw_boxes(read_run(finished[0], "wide"))).values():
         training, validation = (

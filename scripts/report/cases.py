@@ -224,7 +224,7 @@ def _paint_surface(axes: Axes, truth: np.ndarray, pred: np.ndarray, spacing_mm: 
     """Paint the surface of ``pred`` as seen from the front, lit, coloured by its distance to that of ``truth``."""
     vertices, triangles, normals = surface_of(pred, spacing_mm)
     if not len(triangles):
-        axes.text(0.5, 0.5, "nothing predicted", transform=axes.transAxes, color="white", ha="center")
+        axes.text(0.5, 0.02, "nothing predicted", transform=axes.transAxes, color="white", ha="center", va="bottom")
         return
     distances = np.full(len(vertices), FAR_MM)
     if truth.any():

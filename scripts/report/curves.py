@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from scripts.report.read import HEADINGS, PAPER_METRICS, Curves, Run
 from scripts.report.statistics import defined, last_third_mean
@@ -43,6 +44,7 @@ def parts_of(run: Run) -> dict[str, Curves]:
 def draw_curves(run: Run) -> Figure:
     """The six measures over epochs, training and validation (as Fig. 6 and 9)."""
     figure, panels = _panels(6.2)
+    last_epoch = max(curves["epoch"].max() for curves in parts_of(run).values())
     for axes, metric in zip(panels.flat, PAPER_METRICS, strict=True):
         for part, curves in parts_of(run).items():
             style = {key: PARTS[part][key] for key in ("color", "linestyle", "marker")}
@@ -50,6 +52,7 @@ def draw_curves(run: Run) -> Figure:
                 style["marker"] = ""
             axes.plot(curves["epoch"], curves[metric], label=part, markersize=4, linewidth=1.6, **style)
         axes.set_title(HEADINGS[metric], fontsize=11)
+        axes.set_xlim(1 - 0.05 * last_epoch, 1.05 * last_epoch)  # of all panels alike, also where some are not defined
         axes.locator_params(axis="x", integer=True)
         _finish(axes)
     for axes in panels[-1]:
@@ -111,6 +114,9 @@ def draw_losses(runs: Sequence[Run]) -> Figure:
         style = {"color": RUN_COLORS[index % len(RUN_COLORS)], "linestyle": ("-", "--", ":", "-.")[index % 4]}
         axes.plot(run.training["epoch"], run.training["loss"], marker=marker, markersize=4, label=run.name, **style)
     axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")  # by default powers of ten are formulas
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.locator_params(axis="x", integer=True)
     _finish(axes)
     axes.legend(frameon=False)
