@@ -231,7 +231,7 @@ def _read_nifti(file: str) -> Volume:
     # A CT is hundreds of megabytes: integers stay as stored, and nothing becomes float64.
     keep = dtype.kind not in "iuf" or (dtype.kind in "iu" and (proxy.slope, proxy.inter) == (1, 0))
     array = np.asanyarray(proxy) if keep else np.asanyarray(proxy, dtype=np.float32)
-    if file.endswith(".gz"):
+    if file.lower().endswith(".gz"):
         check_gzip(file)
     header, warnings = nifti.header, []
     forms = [affine for affine, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
@@ -245,10 +245,11 @@ def _read_nifti(file: str) -> Volume:
 def _read_volume(file: str) -> Volume:
     """Read one 3D file, NIfTI by nibabel and others by MONAI; raise `ValueError` with the reason if it is unusable."""
     if not os.path.exists(file):
-        raise ValueError("does not exist")
+        raise ValueError("does not exist; restore it or take it off the list")
     if not file.lower().endswith(IMAGE_SUFFIXES):  # MONAI would read others too, and NumPy's by executing them
         raise ValueError(f"cannot be read, its format is none of {', '.join(IMAGE_SUFFIXES)}; convert it")
     try:
+        open(file, "rb").close()  # nibabel takes a file that it may not read for one of an unknown format
         if file.lower().endswith(NIFTI_SUFFIXES):
             volume = _read_nifti(file)
         else:
@@ -302,7 +303,7 @@ def find_hu_errors(image: np.ndarray) -> Iterable[str]:
     low_hu, high_hu = SOFT_TISSUE_HU
     minimum, maximum = float(image.min()), float(image.max())
     if minimum == maximum:
-        yield f"every voxel is {minimum:g}; it holds no scan"
+        yield f"every voxel is {minimum:g}; it holds no scan: export it again"
     elif minimum >= AIR_HU:
         cause = "HU + 1024, windowed, or not CT: convert it to HU"
         if WRAPPED_HU <= maximum < 2**16:
@@ -336,7 +337,7 @@ def _find_label_errors(label: np.ndarray, known_voxels: int) -> Iterable[str]:
     if known_voxels < label.size:
         others = np.setdiff1d(label, (0, 1, 2))
         listed = ", ".join(f"{value:g}" for value in others[:5]) + (", ..." if len(others) > 5 else "")
-        yield f"has label values other than 0, 1 and 2: {listed}"
+        yield f"has label values other than 0, 1 and 2: {listed}; map them to these"
 
 
 def _find_label_misfits(image: np.ndarray, label: np.ndarray) -> Iterable[tuple[str, str]]:
@@ -409,7 +410,7 @@ def check_case(case: Case, min_slices: int = PAPER_MIN_SLICES) -> CaseReport:
     findings: list[Finding] = []
 
     def add(severity: str, file: str, reasons: Iterable[str]) -> None:
-        findings.extend(Finding(severity, file, reason) for reason in reasons)
+        findings.extend(Finding(severity, file, reason) for reason in dict.fromkeys(reasons))  # said once of two axes
 
     volumes: list[Volume] = []
     for file in (case.image, case.label):

@@ -316,7 +316,10 @@ def check_dataset(
         "dataset_dir": str(root),
         "counts": {severity: sum(row["severity"] == severity for row in rows) for severity in SEVERITIES},
         "findings": rows,
-        "cases": [_describe_case(report, report.case.section) for report in reports],
+        "cases": [
+            {**_describe_case(report, report.case.section), "image": report.case.image, "label": report.case.label}
+            for report in reports
+        ],
     }
 
 
@@ -330,7 +333,8 @@ def _format_report(report: dict[str, Any]) -> str:
         rows = [{**row, "file": os.path.relpath(row["file"], folder)} for row in report["findings"]]
         lines += [*_format_rows(rows), ""]
     if report["cases"]:
-        rows = [{key: row[key] for key in row if key != "findings"} for row in report["cases"]]
+        left_out = ("findings", "image", "label")
+        rows = [{key: row[key] for key in row if key not in left_out} for row in report["cases"]]
         lines += [*_format_rows(rows), ""]
     return "\n".join(lines)
 

@@ -87,9 +87,14 @@ def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[s
     for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
         if outputs and outputs != root.resolve() and folder.resolve().is_relative_to(outputs):
             continue
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        images += [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
-        if any(is_dicom(path) for path in files):
+        try:
+            paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        except PermissionError:  # is said when it is read
+            images.append(folder)
+            continue
+        # a link to nowhere is listed too: it is said when it is read
+        images += [path for path in paths if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.is_dir()]
+        if any(is_dicom(path) for path in paths if path.is_file()):
             images.append(folder)
     if not images:
         wanted = ", ".join(IMAGE_SUFFIXES)

@@ -35,8 +35,11 @@ def is_dicom(path: Path) -> bool:
     """Return whether a file has a name that DICOM files have, and says that it is one."""
     if path.suffix.lower() not in ("", ".dcm", ".ima") and not path.suffix[1:].isdigit():
         return False
-    with open(path, "rb") as file:
-        return file.read(DICOM_PREAMBLE_BYTES + 4)[DICOM_PREAMBLE_BYTES:] == b"DICM"
+    try:
+        with open(path, "rb") as file:
+            return file.read(DICOM_PREAMBLE_BYTES + 4)[DICOM_PREAMBLE_BYTES:] == b"DICM"
+    except PermissionError:  # is said when it is read
+        return path.suffix.lower() in (".dcm", ".ima")
 
 
 def _object_class(path: str) -> bytes:
@@ -109,20 +112,20 @@ def _find_series(folder: str) -> dict[str, list[str]]:
 
 def _choose_series(folder: str, found: dict[str, list[str]], chosen: str) -> list[str]:
     """Return the files of the series ``chosen``, or else of the only CT; scouts and other things are left out."""
-    firsts = {series: read_slice(files[0]) for series, files in found.items()}
+    samples = {series: read_slice(files[len(files) // 2]) for series, files in found.items()}  # scouts lie at the ends
     listing = ", ".join(
-        f"{series} ({len(found[series])} files of {first.tags[MODALITY] or 'no modality'})"
-        for series, first in firsts.items()
+        f"{series} ({len(found[series])} files of {sample.tags[MODALITY] or 'no modality'})"
+        for series, sample in samples.items()
     )
     if chosen in found:
         return found[chosen]
     if chosen:
-        matches = [series for series, first in firsts.items() if chosen == first.tags[SERIES_UID]]
+        matches = [series for series, sample in samples.items() if chosen == sample.tags[SERIES_UID]]
         if not matches:
             raise InputError(f"{folder}: has no DICOM series {chosen}; it has {listing}")
     else:
-        matches = [series for series, first in firsts.items() if not first.is_scout]
-        matches = [series for series in matches if firsts[series].tags[MODALITY] == "CT"] or matches
+        matches = [series for series, sample in samples.items() if not sample.is_scout]
+        matches = [series for series in matches if samples[series].tags[MODALITY] == "CT"] or matches
     if len(matches) > 1:
         raise InputError(f"{folder}: holds {len(matches)} DICOM series; choose one by --series: {listing}")
     for series in found.keys() - set(matches):
@@ -249,6 +252,7 @@ def check_file(path: str) -> None:
     Raises:
         ValueError, OSError, EOFError, zlib.error: if it does not.
     """
+    open(path, "rb").close()  # nibabel takes a file that it may not read for one of an unknown format
     if path.lower().endswith(NIFTI_SUFFIXES):
         check_size(nib.load(path))
         if path.lower().endswith(".gz"):
@@ -285,8 +289,9 @@ class ScanReader(ImageReader):
         try:
             if os.path.isdir(path):
                 return read_dicom_series(path, self.series)
-            is_nifti = path.lower().endswith(NIFTI_SUFFIXES)
-            return (self.nibabel_reader if is_nifti else self.itk_reader).read(data, **kwargs)
+            if path.lower().endswith(NIFTI_SUFFIXES):
+                return nib.load(path)  # MONAI's would prefer a qform that is not set to an sform unlike the pixdim
+            return self.itk_reader.read(data, **kwargs)
         except Exception as error:  # raised here, it would make MONAI try its other readers, which guess
             return error
 
@@ -294,5 +299,7 @@ class ScanReader(ImageReader):
         """Return the voxels ``(X, Y, Z)`` and the metadata, affine to RAS mm included; raise what `read` returned."""
         if isinstance(img, Exception):
             raise img
-        is_nifti = isinstance(ensure_tuple(img)[0], nib.spatialimages.SpatialImage)
-        return (self.nibabel_reader if is_nifti else self.itk_reader).get_data(img)
+        if not isinstance(img, nib.spatialimages.SpatialImage):
+            return self.itk_reader.get_data(img)
+        self.nibabel_reader.filenames = (img.get_filename(),)  # what its own `read` leaves for this
+        return self.nibabel_reader.get_data(img)

@@ -246,8 +246,8 @@ def test_a_small_file_whose_header_promises_terabytes_takes_no_memory(tmp_path, 
 def test_both_files_of_a_case_are_reported_when_both_are_broken(tmp_path):
     report = check_case(Case("x", str(tmp_path / "a.nii"), str(tmp_path / "b.nii")))
     assert [str(finding) for finding in report.findings] == [
-        "error: a.nii: does not exist",
-        "error: b.nii: does not exist",
+        "error: a.nii: does not exist; restore it or take it off the list",
+        "error: b.nii: does not exist; restore it or take it off the list",
     ]
     assert report.slices is None
     assert np.isnan([report.liver_ml, report.tumor_ml, *report.spacing_mm]).all()
@@ -269,7 +269,7 @@ def with_spacing(*spacing_mm):
         (np.zeros(SHAPE, RGB), f"has voxels of type {RGB}; save it with one real number per voxel"),
         (set_voxel(make_image().astype(np.float32), np.nan), "has voxels that are NaN or infinite; replace them"),
         (set_voxel(make_image().astype(np.float32), -np.inf), "has voxels that are NaN or infinite; replace them"),
-        (np.full(SHAPE, -1000, np.int16), "every voxel is -1000; it holds no scan"),
+        (np.full(SHAPE, -1000, np.int16), "every voxel is -1000; it holds no scan: export it again"),
         (
             make_image() + np.int16(1024),
             "no voxel is under -200 HU (they are 24 to 1084); it looks like HU + 1024, windowed, or not CT: "
@@ -399,7 +399,7 @@ def test_affines_that_differ_by_rounding_are_one_grid(tmp_path):
 )
 def test_unknown_label_values_are_an_error_that_lists_them(tmp_path, label, values):
     reason = only_reason(save_case(tmp_path, label=label), "error")
-    assert reason == f"has label values other than 0, 1 and 2: {values}"
+    assert reason == f"has label values other than 0, 1 and 2: {values}; map them to these"
 
 
 def test_image_given_as_its_own_label_reports_image_and_label_apart(tmp_path):

@@ -6,6 +6,8 @@ import onnxruntime
 import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.data import MetaTensor
+from monai.transforms import FillHolesd
 
 from scripts.networks import MPUNet
 from tests import ROOT
@@ -27,8 +29,9 @@ TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_d
     "batch_size", "num_workers", "flip_prob", "rotate_prob", "min_slices", "crops_per_scan", "crop",
     "recalibrate_batch_norm",
 }  # fmt: skip
+FINISHING = ("largest_component", "tumor_inside_liver", "min_island_mm3", "fill_holes")
 NEW_KEYS = {
-    "evaluate": {"section", "evaluation_dir", "save_predictions", "largest_component", "evaluating"},
+    "evaluate": {"section", "evaluation_dir", "save_predictions", *FINISHING, "evaluating"},
     "openvino": {"handlers::0::_disabled_"},
     "tensorrt": {"trt_args"},
 }
@@ -83,6 +86,15 @@ def test_the_image_goes_through_the_same_steps_in_training_evaluation_and_infere
         assert training[name] == inference[name] == evaluation[name], name
 
 
+def test_images_are_read_alike_in_training_evaluation_inference_and_the_check():
+    config = {"train": read("train"), "evaluate": read("evaluate")}
+    loaders = [config["train"]["train"]["deterministic_transforms"][0]]
+    loaders.append(config["evaluate"]["validate::preprocessing::transforms"][0])
+    for loader in loaders:
+        assert (loader["_target_"], loader["reader"]) == ("LoadImaged", "scripts.scans.ScanReader")
+    assert read("inference")["reader"]["_target_"] == "scripts.scans.ScanReader"
+
+
 def test_masks_are_finished_alike_in_evaluation_and_inference():
     def last_steps(transforms):
         steps = [transform for transform in transforms if transform["_target_"] != "SaveImaged"]
@@ -90,20 +102,56 @@ def test_masks_are_finished_alike_in_evaluation_and_inference():
 
     evaluation, inference = read("evaluate"), read("inference")
     steps = last_steps(evaluation["validate::postprocessing::transforms"])
-    assert [step["_target_"] for step in steps] == ["scripts.transforms.RestoreGridd", "KeepLargestConnectedComponentd"]
+    finishing = ["KeepLargestConnectedComponentd", "Lambdad", "Lambdad", "FillHolesd"]
+    assert [step["_target_"] for step in steps] == ["scripts.transforms.RestoreGridd", *finishing]
     assert steps == last_steps(inference["postprocessing"]["transforms"])
-    assert evaluation["largest_component"] == inference["largest_component"]
+    for knob in FINISHING:
+        assert evaluation[knob] == inference[knob]
+        assert not inference[knob]  # nothing is done that was not asked for
 
 
-def test_the_largest_component_is_that_of_liver_and_tumour_together():
-    steps = read("inference")["postprocessing"]["transforms"]
-    index = [step["_target_"] for step in steps].index("KeepLargestConnectedComponentd")
-    config = parser("inference", target="liver_and_tumor", largest_component=True)
-    keep = config.get_parsed_content(f"postprocessing::transforms::{index}")
-    #                    liver with its tumour   a tumour outside   liver elsewhere
-    pred = torch.tensor([1, 1, 2, 1, 1, 0,       2, 2, 0,           1, 1]).reshape(1, -1, 1, 1)  # fmt: skip
-    expected = [1, 1, 2, 1, 1, 0, 0, 0, 0, 0, 0]
-    assert keep({"pred": pred})["pred"].flatten().tolist() == expected
+def finish(pred, **knobs):
+    """Return class indices after the steps that come after the argmax, on a grid of 2 mm³ voxels."""
+    steps = parser("inference", **knobs).get_parsed_content("postprocessing").transforms
+    names = [type(step).__name__ for step in steps]
+    pred = MetaTensor(torch.tensor(pred, dtype=torch.uint8).reshape(1, -1, 1, 1), affine=torch.diag(VOXEL_2_MM3))
+    data = {"pred": pred}
+    for step in steps[names.index("RestoreGridd") + 1 : names.index("SaveImaged")]:
+        data = step(data)
+    return data["pred"].flatten().int().tolist()
+
+
+VOXEL_2_MM3 = torch.tensor([1.0, 1.0, 2.0, 1.0])
+#       liver with its tumour   a tumour outside   liver elsewhere, with a hole
+PRED = [1, 1, 2, 1, 1,       0, 2, 2,           0, 1, 0, 1]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "knobs, expected",
+    [
+        ({}, PRED),
+        ({"largest_component": "true"}, [1, 1, 2, 1, 1] + [0] * 7),  # with its tumour
+        ({"tumor_inside_liver": True}, [1, 1, 2, 1, 1, 0, 0, 0, 0, 1, 0, 1]),
+        ({"min_island_mm3": 4}, [1, 1, 1, 1, 1, 0, 2, 2, 0, 0, 0, 0]),  # two voxels stay
+        ({"min_island_mm3": "5"}, [1, 1, 1, 1, 1] + [0] * 7),
+        ({"largest_component": True, "target": "tumor"}, PRED),  # of tumours there may be many
+        ({"tumor_inside_liver": True, "target": "tumor"}, PRED),
+        ({"tumor_inside_liver": False, "min_island_mm3": "0", "fill_holes": "false"}, PRED),
+    ],
+)
+def test_masks_are_finished_as_the_knobs_say(knobs, expected):
+    assert finish(PRED, **{"target": "liver_and_tumor"} | knobs) == expected
+
+
+def test_holes_are_filled_by_the_class_around_them_if_asked():
+    config = parser("inference", target="liver_and_tumor", fill_holes="true")
+    (fill,) = [step for step in config.get_parsed_content("postprocessing").transforms if type(step) is FillHolesd]
+    pred = torch.zeros(1, 7, 7, 7)
+    pred[0, 1:6, 1:6, 1:6] = 1
+    expected = pred.clone()
+    pred[0, 3, 3, 3] = 0
+    expected[0, 1, 3, 3] = pred[0, 1, 3, 3] = 0  # open to the outside: no hole
+    assert torch.equal(fill({"pred": pred})["pred"], expected)
 
 
 @pytest.mark.parametrize("overlay, base", [(o, b) for o, bases in OVERLAYS.items() for b in bases])

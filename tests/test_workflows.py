@@ -152,6 +152,16 @@ def test_evaluation_gives_what_inference_of_the_same_case_gives(trained, tmp_pat
     assert float(table(tmp_path / "per_case.csv")[0]["dice"]) == pytest.approx(dice, abs=1e-4)
 
 
+def test_what_finishes_a_mask_in_inference_finishes_it_in_evaluation(trained, tmp_path):
+    knobs = {"largest_component": "true", "fill_holes": "true", "min_island_mm3": 1e9}  # larger than any liver
+    run_bundle("train", "evaluate", **trained, evaluation_dir=str(tmp_path), **knobs)
+    (row,) = table(tmp_path / "per_case.csv")
+    assert float(row["volume_ml"]) == float(row["dice"]) == 0
+    infer_with(trained, row["image"], tmp_path, **knobs)
+    (row,) = table(tmp_path / "volumes.csv")
+    assert float(row["liver_ml"]) == 0
+
+
 def test_the_manifests_of_evaluation_and_inference_have_the_weights_and_the_images(trained, phantoms, tmp_path):
     run_bundle("train", "evaluate", **trained, evaluation_dir=str(tmp_path / "evaluation"))
     infer_with(trained, phantoms / "volume-0.nii.gz", tmp_path)
