@@ -73,6 +73,11 @@ def test_a_small_liver_with_a_tumour_is_measured_with_it():
     assert not remove_islands(make_mask(liver, tumor), 13).any()
 
 
+def test_what_is_outside_is_no_piece_however_small_the_scan():
+    mask = make_mask(LIVER, (2, np.s_[1:3, 1:3, 1:3]))  # the scan has 1296 mm³, 24 of them tumour
+    assert not remove_islands(mask, 1290).any()
+
+
 def test_pieces_that_touch_by_a_corner_are_one():
     mask = make_mask((1, np.s_[0:2, 0, 0]), (1, np.s_[2:4, 1, 1]))
     assert torch.equal(remove_islands(mask, 12), mask)
