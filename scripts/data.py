@@ -128,7 +128,7 @@ def _describe_case(report: CaseReport, section: str | None) -> dict[str, Any]:
 def _summarise(rows: list[dict[str, Any]], by_section: bool = True) -> str:
     places = [(by_section and row["section"]) or row["status"] for row in rows]
     counts = [f"{places.count(place)} {place}" for place in (*SECTIONS, "ok", "dropped", "bad") if place in places]
-    return f"{len(rows)} cases: {', '.join(counts)}"
+    return f"{len(rows)} case{'' if len(rows) == 1 else 's'}: {', '.join(counts)}"
 
 
 def _format_rows(rows: list[dict[str, Any]]) -> list[str]:

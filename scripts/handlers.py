@@ -498,4 +498,6 @@ class CaseTables:
         for line in summary:
             numbers = " ".join(f"{line[name]:10.4f}" for name in ("mean", "sd", "median"))
             lines.append(f"{line['class']:10} {line['metric']:20} {numbers} {line['cases']:6d}")
-        logger.info("%d cases, tables in %s\n%s", len({r["case"] for r in rows}), self.output_dir, "\n".join(lines))
+        cases = len({row["case"] for row in rows})
+        plural = "" if cases == 1 else "s"
+        logger.info("%d case%s, tables in %s\n%s", cases, plural, self.output_dir, "\n".join(lines))

@@ -388,6 +388,25 @@ def test_the_page_says_which_run_is_ahead_and_that_few_cases_are_no_test(report)
     assert "wide is ahead in 3 of 3 cases. For a test of significance at least 6 cases are needed." in html
 
 
+def test_runs_of_the_same_dice_are_level(tmp_path):
+    runs = [read_run(write_run(tmp_path / name, radii=radii), name) for name, radii in (("a", (20,)), ("b", (20,)))]
+    means = [f"{run.values('liver', 'dice')['segmentation-0']:.3f}" for run in runs]
+    assert write_headline(runs) == [
+        f"a and b are level for liver: mean Dice {means[0]} each in the same test case.",
+        "The difference is 0.000; a is ahead in 0, b in 0 of 1 case. "
+        "For a test of significance at least 6 cases are needed.",
+    ]
+
+
+def test_one_case_has_no_plural_and_no_sd(tmp_path):
+    run = read_run(write_run(tmp_path / "run", radii=(24,)), "run")
+    assert write_headline([run]) == ["run has a mean Dice of 1.000 for liver in 1 test case."]
+    assert make_cards([run])[0].results[0].label == "mean Dice of liver, 1 test case"
+    table = lay_out_test("liver", tables.of_test_cases([run]), [])
+    assert table.caption == "Liver, 1 test case, whole volumes in their own grids"
+    assert table.groups == [("value", 1)]
+
+
 def test_the_page_says_the_paper_s_names_of_the_measures(report):
     html = (report / "index.html").read_text(encoding="utf-8")
     assert "is sensitivity, TP / (TP + FN)" in html

@@ -72,6 +72,11 @@ def format_number(value: float, digits: int = 3, sign: bool = False) -> str:
     return "–" if math.isnan(value) else f"{rounded:{'+' if sign else ''},.{digits}f}".replace("-", "−")
 
 
+def count(number: int | str, noun: str) -> str:
+    """Return "1 test case", "3 test cases"."""
+    return f"{number} {noun}{'' if str(number) == '1' else 's'}"
+
+
 def format_p(value: float) -> str:
     """Return a p-value."""
     return "< 0.001" if value < 0.001 else format_number(value)
@@ -120,9 +125,10 @@ def lay_out_test(class_name: str, means: Sequence[Row], comparisons: Sequence[Ro
             cells.append(Cell(format_number(row["difference"], digits, sign=True), interval))
             cells.append(Cell(format_p(row["p_wilcoxon"])))
         rows.append((_heading(measure), cells))
-    groups = [("mean ± SD", len(means)), *((name.replace(" - ", " − "), 2) for name in names)]
-    cases = sorted({row["cases"] for row in means})
-    caption = f"{class_name.capitalize()}, {' or '.join(map(str, cases))} test cases, whole volumes in their own grids"
+    spread = any(not math.isnan(row["dice_sd"]) for row in means)
+    groups = [("mean ± SD" if spread else "value", len(means)), *((name.replace(" - ", " − "), 2) for name in names)]
+    cases = " or ".join(map(str, sorted({row["cases"] for row in means})))
+    caption = f"{class_name.capitalize()}, {count(cases, 'test case')}, whole volumes in their own grids"
     return Table(caption, [row["run"] for row in means] + ["difference", "p"] * len(names), rows, groups)
 
 

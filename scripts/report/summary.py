@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.report.layout import Cell, Table, format_number, format_p
+from scripts.report.layout import Cell, Table, count, format_number, format_p
 from scripts.report.read import Run
 from scripts.report.statistics import FEWEST_PAIRS, compare, defined
 from scripts.report.tables import costs
@@ -64,7 +64,7 @@ def _results_of(run: Run) -> list[Result]:
             detail = f"median {median}, lowest {format_number(dice[worst])} ({worst})"
         if hd95:
             detail += f"; mean HD95 {format_number(mean(hd95), 1)} mm"
-        label = f"mean Dice of {class_name}, {len(dice)} test cases"
+        label = f"mean Dice of {class_name}, {count(len(dice), 'test case')}"
         results.append(Result(format_number(mean(list(dice.values()))), label, detail))
     return results
 
@@ -98,7 +98,8 @@ def write_headline(runs: Sequence[Run]) -> list[str]:
         if not others:
             dice = list(defined(first.values(class_name, "dice")).values())
             average = format_number(mean(dice))
-            sentences.append(f"{first.name} has a mean Dice of {average} for {class_name} in {len(dice)} test cases.")
+            cases = count(len(dice), "test case")
+            sentences.append(f"{first.name} has a mean Dice of {average} for {class_name} in {cases}.")
         for other in others:
             words = compare_in_words(first, other, class_name)
             sentences += [" ".join(words)] if sentences else words  # the first is the page's main sentence
@@ -114,23 +115,32 @@ def compare_in_words(first: Run, other: Run, class_name: str) -> list[str]:
         return [f"{first.name} and {other.name} have no test case in common, so they cannot be compared."]
     result = compare(ours, theirs)
     better, worse = (first, other) if result.difference >= 0 else (other, first)
-    high, low = (mean([run.values(class_name, "dice")[case] for case in common]) for run in (better, worse))
-    means = f"mean Dice {format_number(high)} against {format_number(low)} in the same {len(common)} test cases"
-    ahead = result.above if better is first else compare(theirs, ours).above
+    high, low = (
+        format_number(mean([run.values(class_name, "dice")[case] for case in common])) for run in (better, worse)
+    )
+    level = high == low
+    same = f"in the same {count(len(common), 'test case').removeprefix('1 ')}"
+    means = f"mean Dice {high} each {same}" if level else f"mean Dice {high} against {low} {same}"
     difference = f"The difference is {format_number(abs(result.difference))}"
     ends = sorted((abs(result.low), abs(result.high)))
     if not math.isnan(result.low):
         interval = (result.low, result.high) if result.low * result.high <= 0 else ends
         difference += f", 95 % interval {format_number(interval[0])} to {format_number(interval[1])}"
-    difference += f"; {better.name} is ahead in {ahead} of {len(common)} cases"
+    ahead = {first.name: result.above, other.name: compare(theirs, ours).above}
+    cases = count(len(common), "case")
+    if level:
+        difference += f"; {first.name} is ahead in {ahead[first.name]}, {other.name} in {ahead[other.name]} of {cases}"
+    else:
+        difference += f"; {better.name} is ahead in {ahead[better.name]} of {cases}"
+    verdict = f"{better.name} is ahead of {worse.name} for {class_name}: {means}."
+    if level:
+        verdict = f"{first.name} and {other.name} are level for {class_name}: {means}."
     if math.isnan(result.p_value):
-        return [
-            f"{better.name} is ahead of {worse.name} for {class_name}: {means}.",
-            f"{difference}. For a test of significance at least {FEWEST_PAIRS} cases are needed.",
-        ]
-    verdict = f"{better.name} segments {class_name} better than {worse.name}: {means}."
+        return [verdict, f"{difference}. For a test of significance at least {FEWEST_PAIRS} cases are needed."]
     if not result.decided:
         verdict = f"These cases do not decide between {first.name} and {other.name} for {class_name}: {means}."
+    elif not level:
+        verdict = f"{better.name} segments {class_name} better than {worse.name}: {means}."
     return [verdict, f"{difference}; Wilcoxon signed-rank test p {_equals(format_p(result.p_value))}."]
 
 
