@@ -119,14 +119,16 @@ def sum_file(path: str | os.PathLike) -> Path:
     return Path(f"{path}.sha256")
 
 
-def write_weights(weights: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """Write a state dict to ``path`` and its sum to the file beside it (``sha256sum --check`` reads it)."""
+def write_weights(weights: Mapping[str, Tensor], path: str | os.PathLike) -> str:
+    """Write a state dict to ``path`` and its sum to the file beside it (``sha256sum --check`` reads it); return it."""
     with written_whole(path) as temporary:
-        torch.save(weights, temporary)
+        with open(temporary, "wb") as file:  # of a path the name would be in the file, so the sum would differ
+            torch.save(weights, file)
         digest = sha256(temporary)
         sum_file(path).unlink(missing_ok=True)  # killed from here on, the weights, old or new, have no sum
     with written_whole(sum_file(path)) as temporary:
         temporary.write_text(f"{digest}  {Path(path).name}\n", encoding="utf-8")
+    return digest
 
 
 def read_weights(path: str | os.PathLike) -> Any:

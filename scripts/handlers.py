@@ -160,6 +160,7 @@ class BestCheckpoint:
         self.path = path
         self.best_metric = -math.inf
         self.best_epoch = 0
+        self.sha256: str | None = None  # of the file
 
     def attach(self, engine: Engine) -> None:
         """Compare after every run of the evaluator ``engine``."""
@@ -171,16 +172,17 @@ class BestCheckpoint:
         if metric > self.best_metric:
             self.best_metric, self.best_epoch = metric, engine.state.epoch
             network = self.network.module if hasattr(self.network, "module") else self.network
-            write_weights(network.state_dict(), self.path)
+            self.sha256 = write_weights(network.state_dict(), self.path)
             logger.info("epoch %d is the best yet (%.4f): %s", self.best_epoch, metric, self.path)
 
-    def state_dict(self) -> dict[str, float]:
-        """Return what the best was, and when."""
-        return {"best_metric": self.best_metric, "best_epoch": self.best_epoch}
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the best was, when, and the sum of its file."""
+        return {"best_metric": self.best_metric, "best_epoch": self.best_epoch, "sha256": self.sha256}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from an earlier best."""
         self.best_metric, self.best_epoch = float(state["best_metric"]), int(state["best_epoch"])
+        self.sha256 = state.get("sha256")
 
 
 class EpochSeed:
@@ -369,17 +371,20 @@ class RunFacts:
     """Writes, after every epoch of a trainer, what the run cost and with what it was made: ``run.json``.
 
     Its keys: network (class), parameters, device, threads, versions, max_epochs, epochs (done), steps_per_epoch,
-    seconds_per_step (median; loading of the batch not included), peak_memory_mb (see `peak_memory_mb`), and of the last
-    `RunCheckpoint`, if one is attached before this, checkpoint_mb and checkpoint_seconds. What is not known is null.
+    seconds_per_step (median; loading of the batch not included), peak_memory_mb (see `peak_memory_mb`), checkpoint_mb
+    and checkpoint_seconds of the last `RunCheckpoint`, if one is attached before this, and best_epoch and
+    weights_sha256 of the best weights so far. What is not known is null.
 
     Args:
         network: that is trained.
         path: of the JSON file.
+        best: that keeps the best weights, if any.
     """
 
-    def __init__(self, network: nn.Module, path: str | os.PathLike):
+    def __init__(self, network: nn.Module, path: str | os.PathLike, best: BestCheckpoint | None = None):
         self.network = network
         self.path = Path(path)
+        self.best = best
         self.steps: list[float] = []
 
     def attach(self, engine: Engine) -> None:
@@ -416,6 +421,8 @@ class RunFacts:
             "peak_memory_mb": peak_memory_mb(device),
             "checkpoint_mb": getattr(engine.state, "checkpoint_mb", math.nan),
             "checkpoint_seconds": getattr(engine.state, "checkpoint_seconds", math.nan),
+            "best_epoch": (self.best and self.best.best_epoch) or None,
+            "weights_sha256": self.best and self.best.sha256,
         }  # fmt: skip
         known = {key: None if isinstance(fact, float) and math.isnan(fact) else fact for key, fact in facts.items()}
         with written_whole(self.path) as temporary:

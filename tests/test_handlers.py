@@ -1,6 +1,7 @@
 """The best weights are kept, a resumed training ends as an uninterrupted one does, tables have every row."""
 
 import csv
+import hashlib
 import json
 import math
 import platform
@@ -106,7 +107,7 @@ class Training:
                 EpochTable(folder / "training.csv", self.optimizer),
                 LrScheduleHandler(lr_scheduler, print_lr=False),
                 RunCheckpoint(objects, folder / "last.pt", resume),
-                RunFacts(self.network, folder / "run.json"),
+                RunFacts(self.network, folder / "run.json", self.best),
             ],
         )
 
@@ -154,7 +155,9 @@ def test_best_checkpoint_keeps_the_weights_of_the_best_epoch(tmp_path, metrics_o
     state_dict = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert list(state_dict) == ["weight", "bias"]
     assert state_dict["weight"].item() == best_epoch
-    assert best.state_dict() == {"best_metric": metrics_of_epochs[best_epoch - 1], "best_epoch": best_epoch}
+    sha256 = hashlib.sha256((tmp_path / "models/model.pt").read_bytes()).hexdigest()
+    best_metric = metrics_of_epochs[best_epoch - 1]
+    assert best.state_dict() == {"best_metric": best_metric, "best_epoch": best_epoch, "sha256": sha256}
 
 
 def test_best_checkpoint_writes_nothing_if_the_metric_is_always_nan(tmp_path):
@@ -498,6 +501,7 @@ def test_run_facts_say_what_the_run_cost(tmp_path):
     assert 0 < facts["checkpoint_seconds"] < 5
     assert facts["checkpoint_mb"] == pytest.approx((tmp_path / "last.pt").stat().st_size / 1e6)
     assert facts["peak_memory_mb"] == pytest.approx(peak_memory_mb(torch.device("cpu")), rel=0.1)
+    assert (facts["best_epoch"], facts["weights_sha256"]) == (training.best.best_epoch, training.best.sha256)
 
 
 def test_peak_memory_of_the_process_grows_with_what_it_holds():

@@ -535,6 +535,32 @@ def test_scans_that_are_gone_leave_their_pictures_out(tmp_path, finished):
     assert section.blocks == []
 
 
+@pytest.mark.parametrize(
+    "best, measured, trained_at, evaluated_at, outdated",
+    [
+        ("a", "a", "12:00", "11:00", False),  # the sum says more than the clock
+        ("a", "b", "12:00", "13:00", True),
+        ("a", None, "12:00", "13:00", False),
+        (None, "b", "12:00", "11:00", True),  # resumed since
+        (None, None, "12:00", None, False),
+    ],
+)
+def test_an_evaluation_of_other_weights_than_the_best_is_called_so(
+    tmp_path, finished, best, measured, trained_at, evaluated_at, outdated
+):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+
+    def write(file, facts, time):
+        started = {"started": f"2030-01-01T{time}:00+00:00"} if time else {}
+        (folder / file).write_text(json.dumps(facts | started), encoding="utf-8")
+
+    write("run.json", {"weights_sha256": best, "best_epoch": 7}, None)
+    write("manifest.json", {}, trained_at)
+    write("evaluation/manifest.json", {"weights": {"sha256": measured}}, evaluated_at)
+    warning = "Test cases of run were measured with other weights than its best (epoch 7): evaluate again."
+    assert (warning in write_headline([read_run(folder, "run")])) == outdated
+
+
 def test_runs_without_a_common_case_are_not_compared(tmp_path, finished):
     other = shutil.copytree(finished[1], tmp_path / "narrow")
     per_case = other / "evaluation/per_case.csv"

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ HEADINGS = {
     "assd_mm": "ASSD, mm",
 }
 PER_CASE = "evaluation/per_case.csv"
+EVALUATION = "evaluation/manifest.json"
 REMEDY = "copy it again from the run, or leave this run out of --runs"
 
 Curves = dict[str, np.ndarray]  # column → its value in each row
@@ -46,8 +48,9 @@ class Run:
         training: ``training.csv``, a value per epoch.
         validation: ``validation.csv``, a value per validated epoch.
         facts: ``run.json``.
-        settings: the config's values of ``manifest.json``.
+        manifest: ``manifest.json``, of its last start.
         cases: rows of ``evaluation/per_case.csv``, numbers as floats.
+        evaluation: ``evaluation/manifest.json``.
     """
 
     name: str
@@ -55,8 +58,23 @@ class Run:
     training: Curves
     validation: Curves
     facts: dict[str, Any]
-    settings: dict[str, Any]
+    manifest: dict[str, Any]
     cases: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config's values."""
+        return self.manifest.get("config") or {}
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether its test cases were measured with other weights than its best, as far as sums, else times, say."""
+        measured, best = (self.evaluation.get("weights") or {}).get("sha256"), self.facts.get("weights_sha256")
+        if measured and best:
+            return measured != best
+        evaluated, trained = self.evaluation.get("started"), self.manifest.get("started")
+        return bool(evaluated and trained) and datetime.fromisoformat(evaluated) < datetime.fromisoformat(trained)
 
     @property
     def targets(self) -> list[str]:
@@ -172,16 +190,17 @@ def read_run(folder: str | os.PathLike, name: str) -> Run:
     training = folder / "training.csv"
     if not training.is_file():
         raise InputError(f"{training}: no such file; give the --output_dir of a training, after its first epoch")
-    parts = ("validation.csv", "run.json", "manifest.json", PER_CASE)
-    validation, facts, manifest, cases = (folder / part for part in parts)
+    parts = ("validation.csv", "run.json", "manifest.json", PER_CASE, EVALUATION)
+    validation, facts, manifest, cases, evaluation = (folder / part for part in parts)
     return Run(
         name=name,
         folder=folder,
         training=read_curves(training),
         validation=read_curves(validation) if validation.is_file() else {},
         facts=read_facts(facts) if facts.is_file() else {},
-        settings=(read_facts(manifest).get("config") or {}) if manifest.is_file() else {},
+        manifest=read_facts(manifest) if manifest.is_file() else {},
         cases=read_cases(cases) if cases.is_file() else [],
+        evaluation=read_facts(evaluation) if evaluation.is_file() else {},
     )
 
 

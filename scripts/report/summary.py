@@ -104,6 +104,11 @@ def write_headline(runs: Sequence[Run]) -> list[str]:
             words = compare_in_words(first, other, class_name)
             sentences += [" ".join(words)] if sentences else words  # the first is the page's main sentence
     sentences += [f"{run.name} has not been evaluated on test cases yet." for run in runs if not run.cases]
+    for run in (run for run in evaluated if run.is_outdated):
+        best = f" (epoch {run.facts['best_epoch']})" if run.facts.get("best_epoch") else ""
+        sentences.append(
+            f"Test cases of {run.name} were measured with other weights than its best{best}: evaluate again."
+        )
     return sentences
 
 
