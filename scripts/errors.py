@@ -31,10 +31,13 @@ def report_input_errors() -> None:
     """Make an uncaught `InputError` end the program with one line on stderr and exit status 1.
 
     Ctrl-C ends it with a line too. Any other error still prints its traceback; with the environment variable
-    ``MPUNET_TRACEBACK`` set, all do. The same holds for tracebacks that are logged, as MONAI's engines do.
+    ``MPUNET_TRACEBACK`` set, all do. The same holds for tracebacks that are logged, as MONAI's engines do, and Ignite's
+    engines no longer log an `InputError` that they pass on.
     """
     sys.excepthook = _print_one_line
     logging.setLogRecordFactory(_make_record)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
 
 
 def _make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -42,6 +45,13 @@ def _make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     if record.exc_info and find_input_error(record.exc_info[1]) and not os.environ.get(TRACEBACK_VARIABLE):
         record.exc_info = None
     return record
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a record is no engine's word about an `InputError` that it raises again."""
+    is_of_engine = record.name.startswith("ignite.engine") and record.levelno == logging.ERROR
+    passed_on = is_of_engine and find_input_error(sys.exc_info()[1]) is not None
+    return not passed_on or bool(os.environ.get(TRACEBACK_VARIABLE))
 
 
 def _print_one_line(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:

@@ -69,6 +69,24 @@ def test_an_input_error_is_logged_without_its_traceback_and_any_other_with_it():
     assert "scan.nii: is empty" in run(LOGGED, **{TRACEBACK_VARIABLE: "1"}).stderr
 
 
+ENGINE = """
+import logging
+from ignite.engine import Engine
+logging.basicConfig(format='%(message)s')
+report_input_errors()
+def step(engine, batch):
+    {}
+Engine(step).run([0])
+"""
+
+
+def test_an_engine_does_not_log_an_input_error_before_its_one_line():
+    assert run(ENGINE.format(PLAIN)).stderr == "error: scan.nii: is empty; download it again\n"
+    lines = run(ENGINE.format("1 / 0")).stderr.splitlines()
+    assert lines[0] == "Current run is terminating due to exception: division by zero"
+    assert "due to exception: scan.nii" in run(ENGINE.format(PLAIN), **{TRACEBACK_VARIABLE: "1"}).stderr
+
+
 def test_ctrl_c_is_one_line_too():
     process = run("raise KeyboardInterrupt")
     assert process.stderr == "stopped by Ctrl-C\n"
