@@ -200,9 +200,10 @@ class ImageBatches:
                 loaded = self.dataset[index]
             except InputError as error:
                 self.failures.append({"image": item["image"], "reason": str(error)})
+                if len(self.dataset) > 1:
+                    logger.error("%s", error)
                 if len(self.failures) == len(self.dataset):
                     raise
-                logger.error("%s", error)
             else:
                 yield list_data_collate([loaded])
 
@@ -239,6 +240,8 @@ class ImageProgressBar:
 class FailureReport:
     """At the end of an inference, says which images were left out (``failed.csv``) and fails, if there are any.
 
+    So it does if all were, or if the inference ends by another error.
+
     Args:
         batches: of the evaluator.
         output_dir: where the table is written.
@@ -252,6 +255,7 @@ class FailureReport:
         """Report at the end of the evaluator ``engine``."""
         engine.add_event_handler(Events.STARTED, lambda: self.path.unlink(missing_ok=True))
         engine.add_event_handler(Events.COMPLETED, self)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.end)
 
     def __call__(self, engine: Engine) -> None:
         """Write the table.
@@ -259,11 +263,19 @@ class FailureReport:
         Raises:
             InputError: if an image was left out.
         """
-        failures = self.batches.failures
+        failures, images = self.batches.failures, len(self.batches.dataset)
         if failures:
             write_table(self.path, failures)
-            count = f"{len(failures)} of {len(self.batches.dataset)} images were not segmented"
-            raise InputError(f"{count}, see {self.path}; the first: {failures[0]['reason']}")
+            found = f"{len(failures)} of {images} images were not segmented, see {self.path}; the first: "
+            raise InputError(f"{found if images > 1 else ''}{failures[0]['reason']}")
+
+    def end(self, engine: Engine, error: Exception) -> None:
+        """Write the table, and raise ``error`` again unless it says that no image could be read."""
+        if len(self.batches.failures) == len(self.batches.dataset):
+            self(engine)
+        if self.batches.failures:
+            write_table(self.path, self.batches.failures)
+        raise error
 
 
 class GridWriter(NibabelWriter):
