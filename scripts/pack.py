@@ -39,6 +39,11 @@ def list_files(root: Path = ROOT) -> list[str]:
     return sorted(found)
 
 
+def is_weights(name: str) -> bool:
+    """Return whether a file of this name in the bundle holds weights."""
+    return name.startswith("models/") and not name.endswith((".md", ".sha256"))
+
+
 def pack(output_dir: str | Path, root: Path = ROOT) -> Path:
     """Write ``NAME_vVERSION.zip`` and its SHA-256 sum beside it; return the zip.
 
@@ -72,7 +77,8 @@ def main(output_dir: str = "dist") -> None:
         output_dir: where to write the zip.
     """
     path = pack(str(output_dir))
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    weights = [f"{name} ({(ROOT / name).stat().st_size / 1e6:.1f} MB)" for name in list_files() if is_weights(name)]
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB), weights in it: {', '.join(weights) or 'none'}")
 
 
 if __name__ == "__main__":
