@@ -185,6 +185,34 @@ class BestCheckpoint:
         self.sha256 = state.get("sha256")
 
 
+class NextSteps:
+    """Says, when a training is done, where its weights are and how to measure them.
+
+    Args:
+        best: that keeps the best weights.
+        output_dir: of the run.
+    """
+
+    def __init__(self, best: BestCheckpoint, output_dir: str | os.PathLike):
+        self.best = best
+        self.output_dir = output_dir
+
+    def attach(self, engine: Engine) -> None:
+        """Say it at the end of the trainer ``engine``."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Log it."""
+        if not self.best.best_epoch:
+            logger.warning("no weights were kept: no epoch was validated; give a --val_interval up to --max_epochs")
+            return
+        logger.info(
+            "done. Weights of the best epoch (%d, validation Dice %.4f): %s; curves and facts: %s\n"
+            "next: the same command with evaluating instead of training, and configs/evaluate.json as one more config",
+            self.best.best_epoch, self.best.best_metric, self.best.path, self.output_dir,
+        )  # fmt: skip
+
+
 class EpochSeed:
     """Seeds all random numbers before each epoch, from the seed and the epoch's number alone.
 

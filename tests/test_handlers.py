@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import logging
 import math
 import platform
 import re
@@ -28,6 +29,7 @@ from scripts.handlers import (
     CaseTables,
     EpochProgressBar,
     EpochTable,
+    NextSteps,
     RunCheckpoint,
     RunFacts,
     WeightsLoader,
@@ -183,6 +185,22 @@ def test_best_checkpoint_goes_on_from_an_earlier_best(tmp_path):
     assert torch.load(path, weights_only=True)["weight"].item() == 2
     run_best(resumed, [0.6])
     assert torch.load(path, weights_only=True)["weight"].item() == 1
+
+
+@pytest.mark.parametrize("metrics_of_epochs", [[0.2, 0.5, 0.4], [math.nan]])
+def test_the_end_of_a_training_says_where_its_weights_are_and_what_is_next(tmp_path, caplog, metrics_of_epochs):
+    best = BestCheckpoint(nn.Linear(1, 1), tmp_path / "model.pt")
+    run_best(best, metrics_of_epochs)
+    trainer = Engine(lambda engine, batch: None)
+    NextSteps(best, tmp_path / "run").attach(trainer)
+    with caplog.at_level(logging.INFO):
+        trainer.run([None])
+    if len(metrics_of_epochs) == 1:
+        assert "no weights were kept: no epoch was validated; give a --val_interval up to --max_epochs" in caplog.text
+    else:
+        words = f"(2, validation Dice 0.5000): {tmp_path}/model.pt; curves and facts: {tmp_path}/run"
+        assert words in caplog.text
+        assert "next: the same command with evaluating instead of training" in caplog.text
 
 
 # --- resuming ----------------------------------------------------------------------------------------------------
