@@ -21,7 +21,7 @@ import monai
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, ProgressBar
+from ignite.handlers import Checkpoint, EarlyStopping, ProgressBar
 from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
 from monai.engines import Trainer
@@ -213,6 +213,50 @@ class NextSteps:
         )  # fmt: skip
 
 
+class EarlyStop:
+    """Ends a training when the key metric of its validations has not risen for some of them: Ignite's `EarlyStopping`.
+
+    Its own `state_dict` belongs into `RunCheckpoint`, so that a resumed training goes on counting. NaN is no rise.
+
+    Args:
+        validator: the evaluator.
+        patience: how many validations in a row may be no better than the best before them; 0 for any number.
+    """
+
+    def __init__(self, validator: Engine, patience: int):
+        self.validator = validator
+        self.patience = int(patience)
+        self.stopping: EarlyStopping | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Watch the validator for the trainer ``engine``."""
+        if self.patience > 0:
+            self.stopping = EarlyStopping(self.patience, self.score, engine)
+            self.validator.add_event_handler(Events.COMPLETED, self)
+
+    @staticmethod
+    def score(engine: Engine) -> float:
+        """Return the key metric of the validator ``engine``."""
+        metric = float(engine.state.metrics[engine.state.key_metric_name])
+        return -math.inf if math.isnan(metric) else metric
+
+    def __call__(self, engine: Engine) -> None:
+        """Stop the trainer, after all that it does at the end of this epoch, if its time has come."""
+        self.stopping(engine)
+        if self.stopping.counter >= self.patience:
+            best = self.stopping.best_score
+            logger.info("stopping: %d validations have not been better than %.4f", self.patience, best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best so far and the count since; nothing if there is no patience to count for."""
+        return dict(self.stopping.state_dict()) if self.stopping else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting."""
+        if self.stopping and state:
+            self.stopping.load_state_dict(state)
+
+
 class EpochSeed:
     """Seeds all random numbers before each epoch, from the seed and the epoch's number alone.
 
@@ -359,7 +403,9 @@ class RunCheckpoint:
                     f"resume with the former, or start without --resume in another --output_dir"
                 )
         try:
-            Checkpoint.load_objects(self.save_dict, checkpoint)
+            # what counts towards an early stop is not in files of version 0.3.0 and before
+            counting = {"early_stop"} - checkpoint.keys()
+            Checkpoint.load_objects({k: item for k, item in self.save_dict.items() if k not in counting}, checkpoint)
         except Exception as error:  # each object raises its own
             raise InputError(
                 f"{path}: does not fit this run, such as its network; "

@@ -21,6 +21,8 @@ OVERLAYS = {  # overlay → the configs it lies over
     "paper": ["train", "inference"],
     "released": ["inference", "train"],
     "demo": ["train", "inference"],
+    "finetune": ["train"],
+    "warmup": ["train"],
     "plain": ["inference"],
     "openvino": ["inference"],
     "tensorrt": ["inference"],
@@ -31,6 +33,8 @@ TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_d
 }  # fmt: skip
 FINISHING = ("largest_component", "tumor_inside_liver", "min_island_mm3", "fill_holes")
 NEW_KEYS = {
+    "finetune": {"freeze_encoder", "frozen_layers"},
+    "warmup": {"warmup_epochs"},
     "evaluate": {"section", "evaluation_dir", "save_predictions", *FINISHING, "evaluating"},
     "openvino": {"handlers::0::_disabled_"},
     "tensorrt": {"trt_args"},
@@ -223,6 +227,19 @@ def test_every_component_that_a_config_names_exists(overlay):
 def test_networks_of_the_configs_have_the_parameters_of_table_6(names, parameters):
     network = parser(*names).get_parsed_content("network_def")
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def test_with_a_warm_up_the_learning_rate_rises_in_a_line_and_falls_as_a_cosine():
+    config = parser("train", "warmup", learning_rate=1.0, warmup_epochs=3, max_epochs=9, device="cpu")
+    config["network_def::channels"] = [4, 4, 8, 8, 8]
+    optimizer, schedule = (config.get_parsed_content(key) for key in ("optimizer", "lr_scheduler"))
+    rates = []
+    for _ in range(9):  # epochs, after each of which the schedule steps
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    cosine = [(1 + np.cos(np.pi * step / 6)) / 2 for step in range(6)]
+    np.testing.assert_allclose(rates, [0.1, 0.4, 0.7, *cosine])
 
 
 @pytest.mark.parametrize("target, classes", [("liver", 2), ("tumor", 2), ("liver_and_tumor", 3)])

@@ -27,6 +27,7 @@ from scripts.handlers import (
     BatchNormRecalibration,
     BestCheckpoint,
     CaseTables,
+    EarlyStop,
     EpochProgressBar,
     EpochTable,
     NextSteps,
@@ -97,6 +98,7 @@ class Training:
             "lr_scheduler": lr_scheduler,
             "best": self.best,
         }
+        self.checkpoint = RunCheckpoint(objects, folder / "last.pt", resume)
         self.trainer = SupervisedTrainer(
             device="cpu",
             max_epochs=max_epochs,
@@ -108,7 +110,7 @@ class Training:
                 ValidationHandler(interval=1, validator=evaluator),
                 EpochTable(folder / "training.csv", self.optimizer),
                 LrScheduleHandler(lr_scheduler, print_lr=False),
-                RunCheckpoint(objects, folder / "last.pt", resume),
+                self.checkpoint,
                 RunFacts(self.network, folder / "run.json", self.best),
             ],
         )
@@ -201,6 +203,56 @@ def test_the_end_of_a_training_says_where_its_weights_are_and_what_is_next(tmp_p
         words = f"(2, validation Dice 0.5000): {tmp_path}/model.pt; curves and facts: {tmp_path}/run"
         assert words in caplog.text
         assert "next: the same command with evaluating instead of training" in caplog.text
+
+
+# --- early stopping ----------------------------------------------------------------------------------------------
+
+
+def train_until_stopped(metrics_of_epochs, patience, state=None, first=0):
+    """Run a trainer that validates after each epoch; return the number of epochs it did, and the handler."""
+    trainer, validator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+    validator.state.key_metric_name = "dice"
+    handler = EarlyStop(validator, patience)
+    handler.attach(trainer)
+    if state is not None:
+        handler.load_state_dict(state)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate(engine):
+        validator.state.metrics["dice"] = metrics_of_epochs[first + engine.state.epoch - 1]
+        validator.run([None])
+
+    trainer.run([None], max_epochs=len(metrics_of_epochs) - first)
+    return trainer.state.epoch, handler
+
+
+@pytest.mark.parametrize(
+    ("metrics_of_epochs", "patience", "epochs"),
+    [
+        ([0.1, 0.3, 0.2, 0.3, 0.4], 2, 4),  # as good is not better
+        ([0.1, 0.3, 0.2, 0.4, 0.2], 2, 5),  # a better one begins the count anew
+        ([0.3, math.nan, math.nan, 0.4], 2, 3),
+        ([math.nan, math.nan, 0.1, 0.2], 2, 4),
+        ([0.3, 0.2, 0.1, 0.0], 0, 4),  # never
+        ([0.3, 0.2, 0.1, 0.0], "1", 2),
+    ],
+)
+def test_training_stops_after_so_many_validations_without_a_better_one(metrics_of_epochs, patience, epochs):
+    assert train_until_stopped(metrics_of_epochs, patience)[0] == epochs
+
+
+@pytest.mark.parametrize("patience_then, epochs", [(2, 1), (0, 3), (3, 2)])
+def test_a_resumed_training_goes_on_counting_towards_its_stop(patience_then, epochs):
+    metrics_of_epochs = [0.3, 0.2, 0.25, 0.1, 0.0]
+    state = train_until_stopped(metrics_of_epochs[:2], 2)[1].state_dict()
+    assert train_until_stopped(metrics_of_epochs, patience_then, state, first=2)[0] == epochs
+
+
+def test_a_checkpoint_of_a_version_that_did_not_count_towards_a_stop_is_resumed(tmp_path):
+    Training(tmp_path, max_epochs=1).run()
+    training = Training(tmp_path, max_epochs=2, resume=True)
+    training.checkpoint.save_dict["early_stop"] = EarlyStop(Engine(lambda engine, batch: None), 2)
+    assert training.run().trainer.state.epoch == 2
 
 
 # --- resuming ----------------------------------------------------------------------------------------------------

@@ -483,6 +483,48 @@ def test_a_full_disk_is_said_in_one_line_and_damages_nothing(phantoms, tmp_path)
     assert not list(copy.rglob(".part-*"))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_finetuning_takes_weights_and_learns_other_classes(trained, tmp_path, frozen):
+    pretrained = torch.load(trained["ckpt_path"], weights_only=True)
+    settings = trained | {"output_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt"), "max_epochs": 1}
+    settings |= {"pretrained": trained["ckpt_path"], "target": "liver_and_tumor", "val_interval": 1}
+    settings |= {"freeze_encoder": str(frozen).lower(), "learning_rate": 1e-6}
+    run_bundle("train", "finetune", **settings)
+    tuned = torch.load(tmp_path / "model.pt", weights_only=True)
+    for name, value in tuned.items():
+        if name.startswith("heads."):
+            assert (len(value), len(pretrained[name])) == (3, 2)
+        elif "running_" not in name and "num_batches" not in name:
+            # four steps of Adam move a weight by the learning rate each
+            assert 0 <= (value - pretrained[name]).abs().max() < 1e-5, name
+            changed = not torch.equal(value, pretrained[name])
+            assert changed != (frozen and name.startswith(("encoders.", "downs."))), name
+    sums = hashlib.sha256(Path(trained["ckpt_path"]).read_bytes()).hexdigest()
+    assert read_json(tmp_path / "manifest.json")["weights"]["sha256"] == sums
+
+
+def test_a_resumed_finetuning_goes_on_with_its_own_weights(trained, tmp_path):
+    folders = {name: tmp_path / name for name in ("whole", "parts")}
+    settings = {
+        name: trained | {"output_dir": str(folder), "ckpt_path": str(folder / "model.pt"), "val_interval": 1}
+        for name, folder in folders.items()
+    }  # fmt: skip
+    for name, epochs, resume in (("whole", 2, False), ("parts", 1, False), ("parts", 2, True)):
+        knobs = {"pretrained": trained["ckpt_path"], "max_epochs": epochs, "resume": resume}
+        run_bundle("train", "finetune", "warmup", **settings[name], **knobs)
+    whole, parts = (torch.load(folder / "last.pt", weights_only=True)["network"] for folder in folders.values())
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+def test_training_ends_early_when_validation_no_longer_improves(trained, tmp_path):
+    settings = trained | {"output_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt"), "learning_rate": 0.0}
+    settings |= {"recalibrate_batch_norm": False, "network_def::norm": "instance"}  # so all epochs are the same
+    run_bundle("train", **settings, max_epochs=9, val_interval=1, early_stop_patience=2)
+    assert [row["epoch"] for row in table(tmp_path / "validation.csv")] == ["1", "2", "3"]
+    assert [row["epoch"] for row in table(tmp_path / "training.csv")] == ["1", "2", "3"]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["early_stop"]["counter"] == 2
+
+
 def test_resuming_a_run_that_never_began_says_so(trained, tmp_path):
     with pytest.raises(Exception) as caught:
         run_bundle("train", **(trained | {"output_dir": str(tmp_path)}), resume=True)
