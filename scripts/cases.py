@@ -110,13 +110,23 @@ def _list_lits_cases(root: Path) -> tuple[list[Case], list[Finding]]:
     return [Case(f"volume-{n}", str(volumes[n]), str(segmentations[n])) for n in pairs], findings
 
 
-def _name_images(images: list[str]) -> list[str]:
+def name_image(image: str | os.PathLike) -> str:
+    """Return the name of an image's file without its suffixes."""
+    return re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(image))
+
+
+def shared_folder(images: Sequence[str]) -> str:
+    """Return the folder by the path from which images are told apart; "" if their files' names suffice."""
+    names = {name_image(image) for image in images}
+    return "" if len(names) == len(images) else os.path.commonpath([os.path.dirname(image) for image in images])
+
+
+def name_images(images: Sequence[str]) -> list[str]:
     """Name images by their files, or, where files of several folders share a name, by their paths."""
-    names = [re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(image)) for image in images]
-    if len(set(names)) < len(names):
-        shared = os.path.commonpath([os.path.dirname(image) for image in images])
-        names = [Path(os.path.relpath(image, shared)).as_posix() for image in images]
-    return names
+    folder = shared_folder(images)
+    if not folder:
+        return [name_image(image) for image in images]
+    return [Path(os.path.relpath(image, folder)).as_posix() for image in images]
 
 
 def _list_datalist_cases(datalist_file: Path) -> tuple[list[Case], list[Finding]]:
@@ -145,7 +155,7 @@ def _list_datalist_cases(datalist_file: Path) -> tuple[list[Case], list[Finding]
                 pairs[image] = (label, section if sections["validation"] else None)
     if not pairs and not findings:
         findings.append(Finding("error", str(datalist_file), "lists no cases"))
-    cases = [Case(name, image, *pairs[image]) for image, name in zip(pairs, _name_images(list(pairs)), strict=True)]
+    cases = [Case(name, image, *pairs[image]) for image, name in zip(pairs, name_images(list(pairs)), strict=True)]
     return sorted(cases, key=lambda case: natural_key(case.name)), findings
 
 

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from scripts.cases import (
     list_cases,
     natural_key,
     read_json,
+    shared_folder,
 )
 from scripts.errors import InputError, report_input_errors
 from scripts.files import written_whole
@@ -269,6 +270,11 @@ def get_cases(datalist: dict[str, Any], section: str) -> list[dict[str, str]]:
         source = datalist.get("dataset_dir", "the datalist")
         raise InputError(f"{source}: has no cases for {section}; add cases or give a datalist that has some")
     return datalist[section]
+
+
+def predictions_root(cases: Sequence[Mapping[str, str]]) -> str:
+    """Return the folder that MONAI's SaveImage takes to keep subfolders: only where images share a name, else ""."""
+    return shared_folder([case["image"] for case in cases])
 
 
 def make(

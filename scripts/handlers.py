@@ -30,6 +30,7 @@ from monai.inferers import Inferer
 from torch import nn, optim
 from torch.utils.data import Dataset
 
+from scripts.cases import name_images
 from scripts.errors import InputError
 from scripts.files import read_checkpoint, read_weights, write_table, write_weights, written_whole
 from scripts.metrics import summarize
@@ -567,6 +568,9 @@ class CaseTables:
     def __call__(self, engine: Engine) -> None:
         """Write both tables."""
         rows = engine.state.metric_details[self.metric_name]
+        images = list(dict.fromkeys(row["image"] for row in rows if row.get("image")))
+        names = dict(zip(images, name_images(images), strict=True))
+        rows = [row | {"case": names.get(row.get("image"), row["case"])} for row in rows]
         write_table(self.output_dir / "per_case.csv", rows)
         metrics = [name for name, value in rows[0].items() if not isinstance(value, str)]
         summary = [

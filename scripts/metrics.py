@@ -5,7 +5,6 @@ TP / (TP + FN), and its "specificity" is the negative predictive value, TN / (TN
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,8 @@ from monai.data import MetaTensor
 from monai.metrics import compute_average_surface_distance, compute_confusion_matrix_metric, compute_hausdorff_distance
 from monai.utils import ImageMetaKey
 from torch import Tensor
+
+from scripts.cases import name_image
 
 # name of ours → MONAI's, of the measures that follow from the four counts of a confusion matrix
 OVERLAP_METRICS = {
@@ -93,8 +94,8 @@ class SegmentationMetrics(Metric):
     ``engine.state.metric_details[name]`` its `rows`. Attached as ``dice``, it makes Dice the engine's key metric.
 
     `update` takes (predictions, labels): class indices ``(1, H, W, D)`` each, as MONAI's engines decollate them.
-    Cases are named by the file that the label's metadata names; spacing comes from there too, else it is 1 mm. Each row
-    also has the files of its image (as the prediction's metadata name it), its label and its saved prediction, if any.
+    Each row has the files of its image (as the prediction's metadata name it), its label and its saved prediction, if
+    any. Cases are named by the image, else by the label; spacing comes from the label's metadata, else it is 1 mm.
 
     Args:
         class_names: of all classes, background first.
@@ -123,12 +124,13 @@ class SegmentationMetrics(Metric):
             if pred.shape != label.shape:
                 raise ValueError(f"prediction has shape {tuple(pred.shape)}, its label {tuple(label.shape)}")
             spacing_mm = label.pixdim.tolist() if isinstance(label, MetaTensor) else [1.0, 1.0, 1.0]
-            case = _case_name(label, default=f"case-{len(self.rows) // len(self.foreground)}")
             files = {
                 "image": _metadata(pred, ImageMetaKey.FILENAME_OR_OBJ),
                 "label": _metadata(label, ImageMetaKey.FILENAME_OR_OBJ),
                 "prediction": _metadata(pred, "saved_to"),
             }
+            number = len(self.rows) // len(self.foreground)
+            case = name_image(files["image"] or files["label"]) or f"case-{number}"
             pred_classes, label_classes = (torch.as_tensor(mask)[0].detach() for mask in (pred, label))
             for index, class_name in self.foreground:
                 self.rows.append(
@@ -172,8 +174,3 @@ class SegmentationMetrics(Metric):
 
 def _metadata(tensor: Tensor, key: str) -> str:
     return str(tensor.meta.get(key, "")) if isinstance(tensor, MetaTensor) else ""
-
-
-def _case_name(label: Tensor, default: str) -> str:
-    name = os.path.basename(_metadata(label, ImageMetaKey.FILENAME_OR_OBJ))
-    return name.removesuffix(".gz").removesuffix(".nii") or default

@@ -251,13 +251,13 @@ def two_cases():
     pred[:, :, 0] = label[:, :, 0] = 1
     label[0, :, 1] = 1
     label[0, :, 3] = 2
-    files = ("/scans/volume-7.nii.gz", "/scans/volume-8.nii")
+    files = ("/scans/{}-7.nii.gz", "/scans/{}-8.nii")
     return tuple(
         [
-            MetaTensor(mask, torch.from_numpy(OBLIQUE_AFFINE), {"filename_or_obj": file})
+            MetaTensor(mask, torch.from_numpy(OBLIQUE_AFFINE), {"filename_or_obj": file.format(kind)})
             for mask, file in zip(masks, files, strict=True)
         ]
-        for masks in (pred, label)
+        for kind, masks in (("volume", pred), ("segmentation", label))
     )
 
 

@@ -84,7 +84,7 @@ def write_run(folder, gain=1.0, radii=(20, 22, 24), classes=("liver",)):
         }
         for name in classes:
             rows.append(
-                {"case": f"segmentation-{number}", "class": name}
+                {"case": f"volume-{number}", "class": name}
                 | dict.fromkeys(METRICS, dice)
                 | {"hd95_mm": 24 - radius, "assd_mm": math.nan, "volume_ml": 1.0, "reference_volume_ml": 2.0}
                 | files
@@ -247,17 +247,17 @@ def test_bars_are_the_means_of_the_last_third(finished):
 def test_best_median_and_worst_case_are_by_dice(finished):
     run = read_run(finished[0], "wide")
     assert choose_cases(run, "liver") == {
-        "best": "segmentation-2",
-        "median": "segmentation-1",
-        "worst": "segmentation-0",
+        "best": "volume-2",
+        "median": "volume-1",
+        "worst": "volume-0",
     }
 
 
 def test_fewer_cases_are_shown_once_each(tmp_path):
     one = read_run(write_run(tmp_path / "one", radii=(20,)), "one")
-    assert choose_cases(one, "liver") == {"best": "segmentation-0"}
+    assert choose_cases(one, "liver") == {"best": "volume-0"}
     two = read_run(write_run(tmp_path / "two", radii=(20, 22)), "two")
-    assert sorted(choose_cases(two, "liver").values()) == ["segmentation-0", "segmentation-1"]
+    assert sorted(choose_cases(two, "liver").values()) == ["volume-0", "volume-1"]
 
 
 def test_a_label_with_other_axes_than_its_image_is_shown_where_it_belongs(tmp_path):
@@ -265,17 +265,17 @@ def test_a_label_with_other_axes_than_its_image_is_shown_where_it_belongs(tmp_pa
     label = tmp_path / "data/segmentation-0.nii.gz"
     moved = ball(15, center_mm=(30, 44, 40)).astype(np.uint8)
     nib.save(nib.Nifti1Image(moved, AFFINE).as_reoriented(np.array([[1, -1], [0, 1], [2, -1]])), label)
-    case = load_case(read_run(folder, "run"), "segmentation-0", "liver")
+    case = load_case(read_run(folder, "run"), "volume-0", "liver")
     np.testing.assert_array_equal(case.truth, moved > 0)
     assert case.spacing_mm == SPACING
 
 
 def test_scans_are_shown_in_ras_whatever_their_axes(tmp_path):
     folder = write_run(tmp_path / "run", radii=(24,))
-    straight = load_case(read_run(folder, "run"), "segmentation-0", "liver")
+    straight = load_case(read_run(folder, "run"), "volume-0", "liver")
     for path in [*(tmp_path / "data").iterdir(), *(folder / "evaluation/predictions").iterdir()]:
         nib.save(nib.load(path).as_reoriented(np.array([[0, -1], [1, -1], [2, 1]])), path)
-    turned = load_case(read_run(folder, "run"), "segmentation-0", "liver")
+    turned = load_case(read_run(folder, "run"), "volume-0", "liver")
     for part in ("image", "truth", "pred"):
         np.testing.assert_array_equal(getattr(turned, part), getattr(straight, part))
 
@@ -298,7 +298,7 @@ def test_truth_and_prediction_are_of_the_class_as_the_run_was_trained(tmp_path, 
         array = np.zeros((40, 40, 20), np.uint8)
         array[0, 0, :4] = labels
         save(tmp_path / f"{path}.nii.gz", array)
-    case = load_case(read_run(folder, "run"), "segmentation-0", class_name)
+    case = load_case(read_run(folder, "run"), "volume-0", class_name)
     np.testing.assert_array_equal(case.truth[0, 0, :4], truth)
     np.testing.assert_array_equal(case.pred[0, 0, :4], pred)
 
@@ -390,7 +390,7 @@ def test_the_page_says_which_run_is_ahead_and_that_few_cases_are_no_test(report)
 
 def test_runs_of_the_same_dice_are_level(tmp_path):
     runs = [read_run(write_run(tmp_path / name, radii=radii), name) for name, radii in (("a", (20,)), ("b", (20,)))]
-    means = [f"{run.values('liver', 'dice')['segmentation-0']:.3f}" for run in runs]
+    means = [f"{run.values('liver', 'dice')['volume-0']:.3f}" for run in runs]
     assert write_headline(runs) == [
         f"a and b are level for liver: mean Dice {means[0]} each in the same test case.",
         "The difference is 0.000; a is ahead in 0, b in 0 of 1 case. "
@@ -419,9 +419,7 @@ def test_every_picture_says_in_words_what_it_shows(report):
     html = (report / "index.html").read_text(encoding="utf-8")
     words = re.findall(r'alt="([^"]*)"', html)
     assert len(words) == len(set(words)) == html.count("<img")
-    assert any(
-        "segmentation-2, wide: Dice 1.000, 0 ml wrongly included, 0 ml missed: axial CT" in text for text in words
-    )
+    assert any("volume-2, wide: Dice 1.000, 0 ml wrongly included, 0 ml missed: axial CT" in text for text in words)
     assert any(
         "wide: Dice in training 0.900 in epoch 9, in validation at best 0.400 in epoch 8" in text for text in words
     )
@@ -489,7 +487,7 @@ def test_a_card_has_what_is_known_of_its_run(finished, tmp_path):
     write_curves(tmp_path / "young", 3, 1.0)
     cards = make_cards([read_run(finished[0], "wide"), read_run(tmp_path / "young", "young")])
     assert cards[0].results[0].label == "mean Dice of liver, 3 test cases"
-    assert cards[0].results[0].detail.endswith("(segmentation-0); mean HD95 2.0 mm")
+    assert cards[0].results[0].detail.endswith("(volume-0); mean HD95 2.0 mm")
     assert cards[0].details == ["1,234 parameters", "15.0 s of training per epoch"]
     assert (cards[1].results[0].number, cards[1].results[0].label) == (
         "0.100", "Dice in validation, epoch 2; not tested yet"
@@ -523,7 +521,16 @@ def test_one_evaluated_run_beside_one_that_is_not(tmp_path):
     html = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "young has not been evaluated on test cases yet." in html
     assert "wide has a mean Dice of" in html
-    assert "Best case of wide, liver: segmentation-0" in html
+    assert "Best case of wide, liver: volume-0" in html
+
+
+def test_masks_in_subfolders_are_found_where_the_run_is_now(tmp_path):
+    folder = write_run(tmp_path / "run", radii=(20,))
+    mask = folder / "evaluation/predictions/volume-0_seg.nii.gz"
+    (mask.parent / "patient").mkdir()
+    mask.rename(mask.parent / "patient" / mask.name)
+    damage(folder, "evaluation/per_case.csv", r"[^,]*/predictions/", "/elsewhere/evaluation/predictions/patient/")
+    assert load_case(read_run(folder, "run"), "volume-0", "liver").pred.any()
 
 
 def test_scans_that_are_gone_leave_their_pictures_out(tmp_path, finished):
@@ -531,7 +538,7 @@ def test_scans_that_are_gone_leave_their_pictures_out(tmp_path, finished):
     shutil.rmtree(folder / "evaluation/predictions")
     section = show_cases([read_run(folder, "wide")], tmp_path)
     reason = "has no picture: its image, label or mask is not there."
-    assert section.text[-1] == f"Worst case of wide, liver: segmentation-0, {reason}"
+    assert section.text[-1] == f"Worst case of wide, liver: volume-0, {reason}"
     assert section.blocks == []
 
 
@@ -564,7 +571,7 @@ def test_an_evaluation_of_other_weights_than_the_best_is_called_so(
 def test_runs_without_a_common_case_are_not_compared(tmp_path, finished):
     other = shutil.copytree(finished[1], tmp_path / "narrow")
     per_case = other / "evaluation/per_case.csv"
-    per_case.write_text(per_case.read_text(encoding="utf-8").replace("segmentation-", "another-"))
+    per_case.write_text(per_case.read_text(encoding="utf-8").replace("volume-", "another-"))
     runs = [read_run(finished[0], "wide"), read_run(other, "narrow")]
     assert "wide and narrow have no test case in common, so they cannot be compared." in write_headline(runs)
 
@@ -617,14 +624,14 @@ def test_a_damaged_mask_is_named(tmp_path, finished):
     mask = folder / "evaluation/predictions/volume-0_seg.nii.gz"
     mask.write_bytes(mask.read_bytes()[:100])
     with pytest.raises(InputError, match=r"volume-0_seg\.nii\.gz: cannot be read as an image"):
-        load_case(read_run(folder, "run"), "segmentation-0", "liver")
+        load_case(read_run(folder, "run"), "volume-0", "liver")
 
 
 def test_a_mask_on_another_grid_is_named(tmp_path, finished):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     save(folder / "evaluation/predictions/volume-0_seg.nii.gz", np.zeros((5, 5, 5), np.uint8))
     with pytest.raises(InputError, match=r"volume-0_seg\.nii\.gz: has another grid than .*volume-0\.nii\.gz"):
-        load_case(read_run(folder, "run"), "segmentation-0", "liver")
+        load_case(read_run(folder, "run"), "volume-0", "liver")
 
 
 def test_runs_that_find_other_things_are_not_compared(tmp_path, finished):
@@ -652,7 +659,7 @@ def test_runs_that_are_set_to_find_other_things_are_not_compared_before_they_are
 def test_cases_of_one_name_that_are_other_scans_are_named(tmp_path, finished):
     other = shutil.copytree(finished[1], tmp_path / "other")
     damage(other, "evaluation/per_case.csv", ",1.0,2.0,", ",1.0,2.5,")
-    message = r"other/evaluation/per_case.csv: its segmentation-0 has 2.5 ml of liver and that of .*wide 2.0 ml"
+    message = r"other/evaluation/per_case.csv: its volume-0 has 2.5 ml of liver and that of .*wide 2.0 ml"
     with pytest.raises(InputError, match=message):
         write_report([str(finished[0]), str(other)], str(tmp_path / "report"))
 

@@ -122,8 +122,8 @@ def test_evaluation_measures_the_test_cases_in_their_own_grid(trained):
     run_bundle("train", "evaluate", **trained)
     rows = table(f"{trained['output_dir']}/evaluation/per_case.csv")
     datalist = read_json(f"{trained['output_dir']}/datalist.json")
-    label_file = datalist["test"][0]["label"]
-    assert [row["case"] for row in rows] == [os.path.basename(label_file).removesuffix(".nii.gz")]
+    image_file, label_file = (datalist["test"][0][key] for key in ("image", "label"))
+    assert [row["case"] for row in rows] == [os.path.basename(image_file).removesuffix(".nii.gz")]
     label = nib.load(label_file)
     volume_ml = (np.asarray(label.dataobj) > 0).sum() * np.prod(label.header.get_zooms()) / 1000
     assert float(rows[0]["reference_volume_ml"]) == pytest.approx(volume_ml, rel=1e-4)
@@ -140,6 +140,28 @@ def test_evaluation_saves_each_mask_on_its_image_s_grid_and_says_where(trained):
     np.testing.assert_array_equal(mask.affine, nib.load(case["image"]).affine)
     pred, label = np.asarray(mask.dataobj) > 0, np.asarray(nib.load(case["label"]).dataobj) > 0
     assert float(row["dice"]) == pytest.approx(2 * (pred & label).sum() / (pred.sum() + label.sum()), abs=1e-5)
+
+
+def test_images_of_one_name_in_several_folders_keep_their_masks_and_names_apart(trained, phantoms, tmp_path):
+    datalist = {"training": [0], "validation": [1], "test": [2, 3]}
+    for section, numbers in datalist.items():
+        for number in numbers:
+            (tmp_path / f"data/patient-{number}").mkdir(parents=True)
+            for kind in ("volume", "segmentation"):
+                shutil.copy(phantoms / f"{kind}-{number}.nii.gz", tmp_path / f"data/patient-{number}/{kind}.nii.gz")
+        files = [{"image": f"patient-{n}/volume.nii.gz", "label": f"patient-{n}/segmentation.nii.gz"} for n in numbers]
+        datalist[section] = files
+    (tmp_path / "data/dataset.json").write_text(json.dumps(datalist), encoding="utf-8")
+    settings = trained | {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "run")}
+    run_bundle("train", "evaluate", **settings)
+    rows = table(tmp_path / "run/evaluation/per_case.csv")
+    assert [row["case"] for row in rows] == ["patient-2/volume.nii.gz", "patient-3/volume.nii.gz"]
+    for row, number in zip(rows, (2, 3), strict=True):
+        assert row["prediction"].endswith(f"run/evaluation/predictions/patient-{number}/volume_seg.nii.gz")
+        volume_ml = (np.asarray(nib.load(row["prediction"]).dataobj) > 0).sum() * np.prod(
+            nib.load(row["image"]).header.get_zooms()
+        )
+        assert float(row["volume_ml"]) == pytest.approx(volume_ml / 1000, rel=1e-4)
 
 
 def test_evaluation_gives_what_inference_of_the_same_case_gives(trained, tmp_path):

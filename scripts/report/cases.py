@@ -91,8 +91,9 @@ def load_case(run: Run, case: str, class_name: str) -> Case | None:
     row = next((row for row in run.cases if row["case"] == case), None)
     if row is None:
         return None
-    # by its name, so that a run folder may have been moved since
-    files = [row["image"], row["label"], str(run.folder / "evaluation/predictions" / Path(row["prediction"]).name)]
+    # in the folder where it is now, as a run may have been moved
+    prediction = row["prediction"].replace("\\", "/").rpartition("/predictions/")[2]
+    files = [row["image"], row["label"], str(run.folder / "evaluation/predictions" / prediction)]
     if not all(Path(file).is_file() for file in files):
         return None
     image, label, pred = map(_load, files)
