@@ -6,7 +6,7 @@ Preprocessing, sliding window and postprocessing themselves are MONAI's, declare
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.config import PathLike
+from monai.config import KeysCollection, PathLike
 from monai.data import (
     Dataset,
     ImageReader,
@@ -23,7 +23,7 @@ from monai.data import (
     list_data_collate,
 )
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Compose, LoadImage
+from monai.transforms import LoadImage, LoadImaged
 from monai.utils import ImageMetaKey
 from tqdm import tqdm
 
@@ -117,7 +117,8 @@ def check_header(path: str) -> None:
 
 
 def _check_affine(affine: np.ndarray, path: str) -> None:
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    axes = affine[:3, :3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) < 1e-9 or np.linalg.matrix_rank(axes) < 3:
         raise InputError(f"{path}: its header gives no voxel size and orientation; write it again with a valid affine")
 
 
@@ -145,46 +146,53 @@ def check_image(image: MetaTensor, path: str, check_hu: bool = True) -> None:
         logger.warning("%s: identity affine: its orientation and millimetres are likely not true", path)
 
 
-class InputDataset(Dataset):
-    """MONAI's dataset, which also says in one line which image cannot be read, or is no 3D volume of numbers.
+class CheckedLoadImaged(LoadImaged):
+    """MONAI's loader, which says in one line which image cannot be read, or is no 3D volume of numbers, or no CT.
 
     Args:
-        data: list of ``{"image": path}``.
-        transform: a ``Compose`` whose first transform loads the image.
+        keys: of paths; they become images ``(H, W, D)``.
         check_hu: refuse what cannot be a CT in Hounsfield units.
+        kwargs: of ``LoadImaged``.
     """
 
-    def __init__(self, data: Sequence[Mapping[str, str]], transform: Compose, check_hu: bool = True):
-        super().__init__(data, transform)
+    def __init__(self, keys: KeysCollection, *args: Any, check_hu: bool = True, **kwargs: Any):
+        super().__init__(keys, *args, **kwargs)
         self.check_hu = check_hu
 
-    def _transform(self, index: int) -> Mapping[str, Any]:
-        item = self.data[index]
-        path = item["image"]
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        """Return the data with images in the place of paths.
+
+        Raises:
+            InputError: if one cannot be used.
+        """
+        paths = {key: str(data[key]) for key in self.key_iterator(data)}
+        path = ""
         try:
-            if os.path.isfile(path):
-                check_file(path)
-            if path.lower().endswith(NIFTI_SUFFIXES):
-                check_header(path)
-            loaded = self.transform(item, end=1)
+            for path in paths.values():
+                if os.path.isfile(path):
+                    check_file(path)
+                if path.lower().endswith(NIFTI_SUFFIXES):
+                    check_header(path)
+            loaded = super().__call__(data, reader)
         except Exception as error:  # whatever a reader of any format raises on a damaged file; MONAI wraps it
             reason = f"{path}: {explain_unreadable(error.__cause__ or error)}"
             raise find_input_error(error) or InputError(reason) from error
-        check_image(loaded["image"], path, self.check_hu)
-        return self.transform(loaded, start=1)
+        for key, path in paths.items():
+            check_image(loaded[key], path, self.check_hu)
+        return loaded
 
 
 class ImageBatches:
     """The batches of an inference, one image each. An image that cannot be read is named, and the others go on.
 
     Args:
-        dataset: of the images.
+        dataset: of the images, which a `CheckedLoadImaged` loads.
 
     Attributes:
         failures: ``{"image": path, "reason": ...}`` of those left out so far.
     """
 
-    def __init__(self, dataset: InputDataset):
+    def __init__(self, dataset: Dataset):
         self.dataset = dataset
         self.failures: list[dict[str, str]] = []
 
@@ -198,12 +206,15 @@ class ImageBatches:
         for index, item in enumerate(self.dataset.data):
             try:
                 loaded = self.dataset[index]
-            except InputError as error:
-                self.failures.append({"image": item["image"], "reason": str(error)})
-                if len(self.dataset) > 1:
-                    logger.error("%s", error)
-                if len(self.failures) == len(self.dataset):
+            except Exception as error:  # MONAI wraps that of a transform
+                reason = find_input_error(error)
+                if reason is None:
                     raise
+                self.failures.append({"image": item["image"], "reason": str(reason)})
+                if len(self.dataset) > 1:
+                    logger.error("%s", reason)
+                if len(self.failures) == len(self.dataset):
+                    raise reason from error
             else:
                 yield list_data_collate([loaded])
 

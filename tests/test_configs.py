@@ -99,6 +99,11 @@ def test_images_are_read_alike_in_training_evaluation_inference_and_the_check():
     assert read("inference")["reader"]["_target_"] == "scripts.scans.ScanReader"
 
 
+def test_handlers_of_the_training_are_written_out_as_monai_label_expects():
+    for handler in read("train")["train"]["handlers"]:
+        assert handler["_target_"]
+
+
 def test_masks_are_finished_alike_in_evaluation_and_inference():
     def last_steps(transforms):
         steps = [transform for transform in transforms if transform["_target_"] != "SaveImaged"]

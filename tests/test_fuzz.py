@@ -9,13 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose, LoadImaged
 from torch import nn
 
 from scripts.cases import check_case, find_cases
 from scripts.errors import InputError
 from scripts.files import read_checkpoint
-from scripts.inference import InputDataset
+from scripts.inference import CheckedLoadImaged
 from scripts.scans import ScanReader
 
 FEW, MANY = 150, 2500  # inputs of each kind, in every run of the tests and in the slow ones: 4 kinds
@@ -47,8 +46,7 @@ def nifti_bytes(tmp_path) -> bytes:
 
 
 def read_image(path):
-    load = Compose([LoadImaged(keys="image", reader=ScanReader())])
-    return InputDataset([{"image": str(path)}], load)[0]
+    return CheckedLoadImaged(keys="image", reader=ScanReader())({"image": str(path)})
 
 
 def check_label(path):
