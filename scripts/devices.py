@@ -5,10 +5,12 @@ import ctypes.util
 import sys
 
 import torch
+from torch import nn
 
 # mallopt(3) of glibc
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 LARGEST_INT = 2**31 - 1
+LARGEST_THRESHOLD_MB = 32  # of M_MMAP_THRESHOLD
 
 
 def half_precision(device: torch.device | str) -> torch.dtype | None:
@@ -30,15 +32,29 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(largest_mb: int | None = None) -> None:
     """Have this process keep memory that it frees, for its next tensors, instead of giving it back to the system.
 
     A network on the CPU frees and takes gigabytes in every step; pages that come anew from the system are filled with
-    zeros first, which can take as long as the convolutions. Needs glibc (Linux); elsewhere it does nothing.
+    zeros first, which can take as long as the convolutions. What is kept leaves holes that fit nothing: a training,
+    whose tensors have many sizes, takes a quarter more memory if the largest are kept too. Needs glibc (Linux);
+    elsewhere it does nothing.
+
+    Args:
+        largest_mb: of blocks that are kept, up to 32 MiB; larger ones are given back when freed. None: all are kept.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "mallopt", None)
-    if mallopt is not None:
+    if mallopt is None:
+        return
+    if largest_mb is None:
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
+    else:
+        mallopt(M_MMAP_THRESHOLD, min(largest_mb, LARGEST_THRESHOLD_MB) << 20)
+    mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
+
+
+def keep_freed_memory_in_training(network: nn.Module) -> None:
+    """Choose what `keep_freed_memory` keeps while ``network`` is trained: little if it is to take little memory."""
+    keep_freed_memory(1 if getattr(network, "checkpointing", False) else LARGEST_THRESHOLD_MB)

@@ -27,30 +27,41 @@ def test_there_is_no_half_precision_on_devices_that_nobody_tried():
     assert half_precision("meta") is None
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_freed_memory_is_kept_for_the_next_tensor():
-    """Count the pages that a process gets from the system while it takes and frees 64 MB ten times."""
+def faults(numbers: int, call: str = "") -> int:
+    """Return the pages that a process gets from the system while it takes and frees some float32 numbers ten times."""
     program = (
         "import resource, torch\n"
-        "from scripts.devices import keep_freed_memory\n"
-        "{}\n"
+        "from torch import nn\n"
+        "from scripts.devices import *\n"
+        "from scripts.networks import MPUNet\n"
+        f"{call}\n"
         "def faults():\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(20):\n"
-        "    torch.ones(16_000_000)\n"
+        f"    torch.ones({numbers})\n"
         "before = faults()\n"
         "for _ in range(10):\n"
-        "    torch.ones(16_000_000)\n"
+        f"    torch.ones({numbers})\n"
         "print(faults() - before)\n"
     )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    return int(result.stdout)
 
-    def faults(call: str) -> int:
-        command = [sys.executable, "-c", program.format(call)]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-        return int(
-            subprocess.run(
-                command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120
-            ).stdout
-        )
 
-    assert faults("keep_freed_memory()") < faults("") / 10
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(
+    ("call", "largest_kept_mb"),
+    [
+        ("keep_freed_memory()", 64),
+        ("keep_freed_memory(16)", 8),
+        ("keep_freed_memory_in_training(nn.Identity())", 24),
+        ("keep_freed_memory_in_training(MPUNet(channels=(8, 8, 8, 8, 8), checkpointing=True))", 0),
+    ],
+)
+def test_freed_memory_is_kept_for_the_next_tensor_up_to_a_size(call, largest_kept_mb):
+    for megabytes in (8, 24, 64):
+        pages = 10 * megabytes * 1_000_000 / 4096
+        kept = faults(megabytes * 250_000, call) < pages / 10
+        assert kept == (megabytes <= largest_kept_mb)

@@ -13,7 +13,7 @@ from scripts.benchmark.machine import forget_peak, host_peak_mb
 from scripts.benchmark.network import make_step
 from scripts.benchmark.networks import OURS, StandIn, make_network
 from scripts.benchmark.scans import THRESHOLD
-from scripts.devices import keep_freed_memory
+from scripts.devices import keep_freed_memory_in_training
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {"training": 88, "validation": 22}  # of the paper's split
@@ -35,10 +35,11 @@ def measure_epoch(
         Seconds per case of the preprocessing (once, then it is cached), of the random transforms, of a step, of a
         validation and of its metrics, and the peak of memory.
     """
-    keep_freed_memory()
     files = [str(ROOT / f"configs/{name}.json") for name in ("train", "paper")]
     config = ConfigParser(ConfigParser.load_config_files(files) | {"bundle_root": str(ROOT)} | (knobs or {}))
     target = torch.device(device)
+    model = make_network(OURS).to(target).train()
+    keep_freed_memory_in_training(model)
     seconds: dict[str, list[float]] = {name: [] for name in ("preprocessing", "augmentation", "step")}
     forget_peak()
 
@@ -48,7 +49,6 @@ def measure_epoch(
 
     augment = Compose(config.get_parsed_content("train::random_transforms"))
     inferer = config.get_parsed_content("train::inferer")
-    model = make_network(OURS).to(target).train()
     for _ in range(1 + steps):
         started = time.perf_counter()
         crop = augment(dict(case))

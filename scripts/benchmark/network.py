@@ -15,7 +15,7 @@ from scripts.benchmark.isolation import synchronize
 from scripts.benchmark.machine import forget_peak, host_peak_mb, resident_mb
 from scripts.benchmark.networks import OURS, PlainPositionAttention, make_network
 from scripts.benchmark.scans import make_crop
-from scripts.devices import keep_freed_memory
+from scripts.devices import keep_freed_memory, keep_freed_memory_in_training
 from scripts.inferers import DeviceInferer
 from scripts.losses import TverskyCrossEntropyLoss
 from scripts.networks import PositionAttention
@@ -35,12 +35,15 @@ MAX_CALLS = 3
 FIT_SIZE = 48
 
 
-def make_inferer(setting: str) -> Inferer:
-    """Return how a network is run in a setting, and prepare this process for it."""
+def make_inferer(setting: str, trained: nn.Module | None = None) -> Inferer:
+    """Return how a network is run in a setting, or ``trained``, and prepare this process for it."""
     lean, amp = SETTINGS[setting]
     if not lean:
         return SimpleInferer()
-    keep_freed_memory()
+    if trained is None:
+        keep_freed_memory()
+    else:
+        keep_freed_memory_in_training(trained)
     return DeviceInferer(SimpleInferer(), amp=amp)
 
 
@@ -121,8 +124,8 @@ def measure_training(
 ) -> dict[str, Any]:
     """Measure the training step of a network on one crop: forward, loss, backward, Adam; as `measure_forward`."""
     target = torch.device(device)
-    inferer = make_inferer(setting)
     model = make_network(network, weights, checkpointing="checkpointing" in setting).to(target).train()
+    inferer = make_inferer(setting, trained=model)
     image, label = (tensor.to(target) for tensor in make_crop(Path(folder), size))
     step = make_step(model, inferer, image, label)
     return measure_calls(step, target)

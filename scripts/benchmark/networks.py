@@ -16,7 +16,7 @@ from scripts.errors import InputError
 from scripts.files import read_checkpoint
 from scripts.networks import MPUNet, PositionAttention, UNet, fuse_log_probabilities, pad_to_multiple
 from scripts.networks.fusion import log_probabilities
-from scripts.networks.layers import MaxPool, upsample
+from scripts.networks.layers import MaxPool, PReLU, upsample
 
 
 class PlainPositionAttention(PositionAttention):
@@ -33,7 +33,7 @@ class PlainPositionAttention(PositionAttention):
 class PlainMPUNet(MPUNet):
     """MPU-Net computed as the release does it: the reference. Same weights, same result.
 
-    The plain attention, PyTorch's max-pooling, and every tensor kept until the end; no options beyond the release's.
+    The plain attention, PyTorch's modules, and every tensor kept until the end; no options beyond the release's.
     """
 
     def __init__(self, in_channels: int = 1, out_channels: int = 2, channels: Sequence[int] = (16, 32, 64, 128, 256)):
@@ -42,6 +42,8 @@ class PlainMPUNet(MPUNet):
             for name, child in list(parent.named_children()):
                 if isinstance(child, MaxPool):
                     setattr(parent, name, nn.MaxPool3d(3, stride=1, padding=1))
+                elif isinstance(child, PReLU):
+                    setattr(parent, name, nn.PReLU(child.num_parameters))
                 elif isinstance(child, PositionAttention):
                     setattr(parent, name, PlainPositionAttention(channels[-1]))
 

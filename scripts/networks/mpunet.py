@@ -19,6 +19,7 @@ from scripts.networks.fusion import MeanFusion, PyramidPoolingFusion, WeightedFu
 from scripts.networks.layers import (
     Downsampling,
     MultiScaleBlock,
+    PReLU,
     at_least_float32,
     convolution_stage,
     initialize_convolutions,
@@ -57,18 +58,23 @@ class DecoderLevel(nn.Module):
         if multi_scale:
             self.stage = nn.Sequential(MultiScaleBlock(in_channels, channels))
         else:
-            self.stage = convolution_stage(in_channels, channels, depth=3)
+            self.stage = convolution_stage(in_channels, channels, depth=3, of_pair=True)
         self.gate = AttentionGate(channels, norm) if gated else None
         self.from_skip = from_skip
         self.cross_attention = cross_attention
 
+    def convolve(self, residual: Tensor, skip: Tensor) -> Tensor:
+        """Return the stage's result plus ``residual``."""
+        x = self.stage[0](skip) if self.from_skip else self.stage[0](residual, skip)
+        for index, layer in enumerate(self.stage):
+            if index > 0:
+                x = layer(x)
+        return x.add_(residual)
+
     def forward(self, residual: Tensor, skip: Tensor) -> Tensor:
         if self.cross_attention is not None:
             residual = self.cross_attention(residual, skip)
-        x = skip if self.from_skip else torch.cat([residual, skip], dim=1)
-        for layer in self.stage:  # one by one, so that the concatenation is freed as soon as it was used
-            x = layer(x)
-        x = x.add_(residual)
+        x = self.convolve(residual, skip)
         return x if self.gate is None else self.gate(x, residual)
 
 
@@ -199,7 +205,7 @@ class MPUNet(nn.Module):
         self.ups = nn.ModuleList(
             [nn.Identity()]  # the first decoder level has the context's resolution
             + [
-                nn.Sequential(nn.ConvTranspose3d(coarse, fine, 2, stride=2), nn.PReLU(fine))
+                nn.Sequential(nn.ConvTranspose3d(coarse, fine, 2, stride=2), PReLU(fine))
                 for coarse, fine in itertools.pairwise(decoder_widths)
             ]
         )
@@ -211,9 +217,14 @@ class MPUNet(nn.Module):
             self.fusion = PyramidPoolingFusion(len(self.heads), out_channels, pyramid_pooling)
         self.dropout = nn.Dropout(dropout)
         initialize_convolutions(self)
+        self.checkpointing = checkpointing
         if checkpointing:
-            for module in (*self.encoders, *self.downs, *self.ups, *self.decoders):
+            for module in (*self.encoders, *self.downs, *self.ups):
                 checkpoint_activations(module)
+            for decoder in self.decoders:
+                checkpoint_activations(decoder, "convolve")
+                if decoder.gate is not None:
+                    checkpoint_activations(decoder.gate)
 
     def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the four skip tensors, coarse to fine, and the encoder's end (at 1/8, twice the last channels).
@@ -222,8 +233,7 @@ class MPUNet(nn.Module):
         """
         skips: list[Tensor] = []
         for level, (encoder, attention, down) in enumerate(zip(self.encoders, self.level_attentions, self.downs)):
-            encoded = encoder(x)
-            x = encoded + (x.mean(dim=1, keepdim=True).to(encoded.dtype) if level == 0 else x)
+            x = encoder(x).add_(x.mean(dim=1, keepdim=True) if level == 0 else x)
             if level > 0:
                 x = self.dropout(x)
             x = attention(x)
