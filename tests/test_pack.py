@@ -21,6 +21,7 @@ from tests import ROOT
 
 VERSION = json.loads((ROOT / "configs/metadata.json").read_text(encoding="utf-8"))["version"]
 ZIP = f"{NAME}_v{VERSION}.zip"
+CHANNELS = [4, 4, 8, 8, 8]
 
 
 @pytest.fixture(scope="module")
@@ -77,35 +78,48 @@ def test_an_incomplete_copy_is_not_packed(copy, tmp_path):
         pack(tmp_path, incomplete)
 
 
-def test_a_downloaded_bundle_segments_from_another_folder(copy, tmp_path):
+@pytest.fixture(scope="module")
+def downloaded(copy, tmp_path_factory):
+    """The folder to which MONAI has unpacked the zip, with weights of a small network."""
+    folder = tmp_path_factory.mktemp("downloaded")
     torch.manual_seed(0)
-    channels = [4, 4, 8, 8, 8]
-    torch.save(MPUNet(channels=channels).state_dict(), copy / "models/model.pt")
-    path = pack(tmp_path / "shared", copy)
+    torch.save(MPUNet(channels=CHANNELS).state_dict(), copy / "models/model.pt")
+    path = pack(folder / "shared", copy)
     (copy / "models/model.pt").unlink()
-    download(name=NAME, bundle_dir=str(tmp_path / "bundles"), url=path.as_uri(), source="github", progress=False)
-    bundle = tmp_path / "bundles" / NAME
-    assert (bundle / "models/model.pt").is_file()
+    download(name=NAME, bundle_dir=str(folder / "bundles"), url=path.as_uri(), source="github", progress=False)
+    return folder / "bundles"
 
+
+def run_python(arguments, folder):
+    """Run Python in a folder from which the bundle cannot be imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_downloaded_bundle_segments_from_another_folder(downloaded, tmp_path):
     image = nib.Nifti1Image(np.zeros((40, 40, 40), np.int16), np.eye(4))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    nib.save(image, elsewhere / "ct.nii.gz")
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs/inference.json")]
-    command += [
-        "--bundle_root",
-        str(bundle),
-        "--dataset_dir",
-        "ct.nii.gz",
-        "--output_dir",
-        "out",
-        "--device",
-        "cpu",
-        "--check_hu",
-        "false",
-    ]
-    command += ["--check_hu", "false", "--network_def::channels", str(channels), "--roi_size", "[32,32,32]"]
-    environment = os.environ | {"PYTHONPATH": str(bundle)}
-    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, encoding="utf-8", check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert nib.load(elsewhere / "out/ct_seg.nii.gz").shape == image.shape
+    nib.save(image, tmp_path / "ct.nii.gz")
+    command = ["-m", "monai.bundle", "run", "--config_file", downloaded / NAME / "configs/inference.json"]
+    command += ["--dataset_dir", "ct.nii.gz", "--output_dir", "out", "--device", "cpu", "--check_hu", "false"]
+    run_python([*command, "--network_def::channels", CHANNELS, "--roi_size", "[32,32,32]"], tmp_path)
+    assert nib.load(tmp_path / "out/ct_seg.nii.gz").shape == image.shape
+
+
+LOAD = """
+import sys
+from monai.bundle import load
+network = load({name!r}, bundle_dir={folder!r}, workflow_type=sys.argv[1], net_override={{"channels": {channels}}})
+print(type(network).__name__, sum(parameter.numel() for parameter in network.parameters()))
+"""
+
+
+@pytest.mark.parametrize("workflow_type", ["train", "inference"])
+def test_a_downloaded_bundle_loads_in_another_folder(downloaded, tmp_path, workflow_type):
+    program = LOAD.format(name=NAME, folder=str(downloaded), channels=CHANNELS)
+    words = run_python(["-c", program, workflow_type], tmp_path)
+    parameters = sum(parameter.numel() for parameter in MPUNet(channels=CHANNELS).parameters())
+    assert words.splitlines()[-1] == f"MPUNet {parameters}"
+    assert list(tmp_path.iterdir()) == []  # loading writes nothing
