@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fire
+import ignite.distributed as idist
 from tqdm.contrib.concurrent import thread_map
 
 from scripts.cases import (
@@ -233,14 +234,16 @@ def get_datalist(
 ) -> dict[str, Any]:
     """Return the datalist in ``datalist_file``, which is made first if it does not exist; see `make_datalist`.
 
-    Cases that came to ``dataset_dir`` after the datalist was made do not join it; their number is logged.
+    Cases that came to ``dataset_dir`` after the datalist was made do not join it; their number is logged. Of several
+    processes the first makes it.
 
     Raises:
         InputError: the file was made from other data or with another setting, or a file that it lists is gone.
     """
     datalist_file = absolute(datalist_file)
-    if not datalist_file.exists():
-        return make_datalist(dataset_dir, datalist_file, seed, min_slices, skip_bad_cases)
+    with idist.one_rank_first():
+        if not datalist_file.exists():
+            return make_datalist(dataset_dir, datalist_file, seed, min_slices, skip_bad_cases)
     datalist = read_json(datalist_file)
     if any(datalist.get(key) != value for key, value in DATALIST_FORMAT.items()):
         raise InputError(

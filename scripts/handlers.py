@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import numpy as np
 import torch
@@ -55,14 +56,15 @@ def existing_file(path: str | os.PathLike, remedy: str) -> str:
 
 
 class EpochProgressBar(ProgressBar):
-    """Ignite's progress bar for one epoch; of a trainer it shows the loss."""
+    """Ignite's progress bar for one epoch; of a trainer it shows the loss, of several processes that of the first."""
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
         """Show the progress of ``engine``."""
         if isinstance(engine, Trainer):
             loss = from_engine(["loss"], first=True)
             kwargs.setdefault("output_transform", lambda output: {"loss": float(loss(output))})
-        super().attach(engine, *args, **kwargs)
+        if idist.get_rank() == 0:
+            super().attach(engine, *args, **kwargs)
 
 
 class BatchNormRecalibration:
@@ -172,9 +174,14 @@ class BestCheckpoint:
         metric = float(engine.state.metrics[engine.state.key_metric_name])
         if metric > self.best_metric:
             self.best_metric, self.best_epoch = metric, engine.state.epoch
-            network = self.network.module if hasattr(self.network, "module") else self.network
-            self.sha256 = write_weights(network.state_dict(), self.path)
-            logger.info("epoch %d is the best yet (%.4f): %s", self.best_epoch, metric, self.path)
+            self.write(metric)
+
+    @idist.one_rank_only()
+    def write(self, metric: float) -> None:
+        """Write the weights, which are the same in all processes."""
+        network = self.network.module if hasattr(self.network, "module") else self.network
+        self.sha256 = write_weights(network.state_dict(), self.path)
+        logger.info("epoch %d is the best yet (%.4f): %s", self.best_epoch, metric, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the best was, when, and the sum of its file."""
@@ -262,7 +269,8 @@ class EpochSeed:
     """Seeds all random numbers before each epoch, from the seed and the epoch's number alone.
 
     What an epoch draws (order of the cases, crops, augmentation, dropout) then does not depend on what was drawn before
-    it, so a training that is resumed goes on exactly as it would have without the break. Attach it first.
+    it, so a training that is resumed goes on exactly as it would have without the break. Of several processes each
+    draws its own. Attach it first.
 
     Args:
         dataset: whose random transforms are seeded.
@@ -279,7 +287,8 @@ class EpochSeed:
 
     def __call__(self, engine: Engine) -> None:
         """Seed Python, NumPy, PyTorch and the transforms."""
-        (seed,) = np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)
+        others = [idist.get_rank()] if idist.get_rank() else []
+        (seed,) = np.random.SeedSequence([self.seed, engine.state.epoch, *others]).generate_state(1)
         manual_seed(int(seed))
         set_rnd(self.dataset, int(seed))
 
@@ -288,6 +297,7 @@ class StopOnSignal:
     """On Ctrl-C or SIGTERM, lets a trainer finish its step, and ends the program with a message.
 
     The last finished epoch is in the checkpoint, from which ``--resume`` goes on. A second signal ends it at once.
+    Of several processes, one that gets the signal stops all, after the same step.
 
     Args:
         checkpoint_path: of the `RunCheckpoint`, for the message.
@@ -303,6 +313,8 @@ class StopOnSignal:
     def attach(self, engine: Engine) -> None:
         """Listen while the trainer ``engine`` runs."""
         engine.add_event_handler(Events.STARTED, self.listen)
+        if idist.get_world_size() > 1:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.agree)
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def listen(self, engine: Engine) -> None:
@@ -315,7 +327,15 @@ class StopOnSignal:
         self.received = number
         self.give_back()
         logger.warning("%s: stopping after this step; once more to stop at once", signal.Signals(number).name)
-        engine.terminate()
+        if idist.get_world_size() == 1:
+            engine.terminate()
+
+    def agree(self, engine: Engine) -> None:
+        """Stop if any process has a signal."""
+        received = int(idist.all_reduce(self.received or 0, "MAX"))
+        if received:
+            self.received = received
+            engine.terminate()
 
     def give_back(self) -> None:
         """Let the signals have their usual effects again."""
@@ -328,7 +348,9 @@ class StopOnSignal:
         self.give_back()
         if self.received is not None:
             saved = f"{self.checkpoint_path} has the last finished epoch; go on from it with --resume true"
-            print(f"stopped. {saved if self.checkpoint_path.is_file() else 'No epoch was finished.'}", file=sys.stderr)
+            if idist.get_rank() == 0:
+                done = saved if self.checkpoint_path.is_file() else "No epoch was finished."
+                print(f"stopped. {done}", file=sys.stderr)
             logging.shutdown()
             sys.stderr.flush()
             signal.signal(self.received, signal.SIG_DFL)
@@ -337,6 +359,8 @@ class StopOnSignal:
 
 class RunCheckpoint:
     """Writes, after every epoch of a trainer, all that is needed to go on from there; with ``resume``, goes on from it.
+
+    Of several processes the first writes, and all go on from its file.
 
     The file before is kept as ``previous-…`` beside it: if the last is damaged, that is resumed from.
 
@@ -418,6 +442,7 @@ class RunCheckpoint:
         engine.state.iteration = engine.state.epoch * epoch_length
         logger.info("resuming after epoch %d of %s", engine.state.epoch, path)
 
+    @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Write the file, and note in the engine's state how large it is and how long that took."""
         started = time.perf_counter()
@@ -445,10 +470,10 @@ def peak_memory_mb(device: torch.device) -> float:
 class RunFacts:
     """Writes, after every epoch of a trainer, what the run cost and with what it was made: ``run.json``.
 
-    Its keys: network (class), parameters, device, threads, versions, max_epochs, epochs (done), steps_per_epoch,
-    seconds_per_step (median; loading of the batch not included), peak_memory_mb (see `peak_memory_mb`), checkpoint_mb
-    and checkpoint_seconds of the last `RunCheckpoint`, if one is attached before this, and best_epoch and
-    weights_sha256 of the best weights so far. What is not known is null.
+    Its keys: network (class), parameters, device, processes, threads, versions, max_epochs, epochs (done),
+    steps_per_epoch, seconds_per_step (median; loading of the batch not included), peak_memory_mb (see
+    `peak_memory_mb`), checkpoint_mb and checkpoint_seconds of the last `RunCheckpoint`, if one is attached before this,
+    and best_epoch and weights_sha256 of the best weights so far. What is not known is null.
 
     Args:
         network: that is trained.
@@ -478,6 +503,7 @@ class RunFacts:
             torch.cuda.synchronize(engine.state.device)
         self.steps.append(time.perf_counter() - self.step_started)
 
+    @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Write the file."""
         device = torch.device(engine.state.device)
@@ -485,6 +511,7 @@ class RunFacts:
             "network": type(self.network).__name__,
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": idist.get_world_size(),
             "threads": torch.get_num_threads(),
             "versions": {
                 "python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__
@@ -536,6 +563,7 @@ class EpochTable:
         """Note when the latest step ended."""
         self.ended = time.perf_counter()
 
+    @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Write the table with this epoch's row."""
         row: dict[str, Any] = {"epoch": engine.state.epoch, "seconds": self.ended - self.started}
@@ -565,6 +593,7 @@ class CaseTables:
         """Write at the end of the evaluator ``engine``."""
         engine.add_event_handler(Events.COMPLETED, self)
 
+    @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
         """Write both tables."""
         rows = engine.state.metric_details[self.metric_name]

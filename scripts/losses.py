@@ -1,5 +1,6 @@
 """The loss of the paper (Sec. 3.4, Eq. 19): Tversky loss plus class-balanced cross-entropy over all scales."""
 
+import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from monai.losses import TverskyLoss
@@ -9,7 +10,7 @@ CLASS_BALANCES = ("effective_number", "inverse_frequency", "none")
 
 
 def class_weights(label: Tensor, num_classes: int, class_balance: str, beta: float = 0.9999) -> Tensor:
-    """Return the float32 weight of each class in the cross-entropy, from the voxels of one batch.
+    """Return the float32 weight of each class in the cross-entropy, from the voxels of one batch, of all processes.
 
     With n voxels of a class, its weight is proportional to
 
@@ -30,6 +31,8 @@ def class_weights(label: Tensor, num_classes: int, class_balance: str, beta: flo
         ValueError: for another name.
     """
     counts = torch.bincount(label.flatten().long(), minlength=num_classes).double()
+    if idist.get_world_size() > 1:
+        counts = idist.all_reduce(counts)
     if class_balance == "effective_number":
         weights = (1 - beta) / (1 - beta**counts)
     elif class_balance == "inverse_frequency":
@@ -41,6 +44,20 @@ def class_weights(label: Tensor, num_classes: int, class_balance: str, beta: flo
     present = counts > 0
     weights = torch.where(present, weights, 0.0)
     return (weights * present.sum() / weights.sum()).float()
+
+
+def share_of_mean(weights: Tensor) -> Tensor | float:
+    """Return by what each process multiplies a weighted mean over its voxels, so that their mean is that over all.
+
+    It is their part of all weights, times the number of processes: 1 for one.
+
+    Args:
+        weights: of this process's voxels.
+    """
+    if idist.get_world_size() == 1:
+        return 1.0
+    own = weights.sum(dtype=torch.float64)
+    return (own * idist.get_world_size() / idist.all_reduce(own.clone())).float()
 
 
 class TverskyCrossEntropyLoss(nn.Module):
@@ -113,7 +130,8 @@ class TverskyCrossEntropyLoss(nn.Module):
         maps = pred.unbind(dim=1) if pred.ndim == 6 else (pred,)
         classes = label[:, 0].long()
         weights = class_weights(classes, maps[0].shape[1], self.class_balance, self.class_balance_beta)
-        cross_entropies = [F.cross_entropy(logits, classes, weight=weights) for logits in maps]
+        share = share_of_mean(weights[classes])
+        cross_entropies = [F.cross_entropy(logits, classes, weight=weights) * share for logits in maps]
         coarse = sum(cross_entropies[1:], torch.zeros_like(cross_entropies[0]))
         cross_entropy = cross_entropies[0] + self.deep_supervision_weight * coarse
         return self.tversky(maps[0], label) + self.cross_entropy_weight * cross_entropy

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
@@ -162,9 +163,10 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
 class RunManifest:
     """Writes, when an engine starts, with what the run is made: ``manifest.json``.
 
-    Its keys: started (UTC), command (as typed), revision (git commit), versions, config (of all files and overrides),
-    values (what its expressions came to), weights, data and files (see `describe_data`), and earlier: of a training
-    that is resumed, the manifests of its starts before, without their data. What is not known is null.
+    Its keys: started (UTC), command (as typed), processes (that share the work), revision (git commit), versions,
+    config (of all files and overrides), values (what its expressions came to), weights, data and files (see
+    `describe_data`), and earlier: of a training that is resumed, the manifests of its starts before, without their
+    data. What is not known is null.
 
     Build it by a config: it looks for the parser that is doing so, see `find_parser`.
 
@@ -196,13 +198,15 @@ class RunManifest:
         """Write when ``engine`` starts."""
         engine.add_event_handler(Events.STARTED, self)
 
+    @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
-        """Write the file."""
+        """Write the file; of several processes the first does."""
         before = read_manifest(self.path)
         weights = _describe_file(Path(self.weights), None, self.checksums) if self.weights else None
         manifest = {
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": command_line(),
+            "processes": idist.get_world_size(),
             "revision": git_revision(),
             "versions": versions(),
             "config": merged_config(self.parser) if self.parser else None,

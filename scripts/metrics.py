@@ -4,12 +4,15 @@ The paper's tables head two columns with other names than what its release compu
 TP / (TP + FN), and its "specificity" is the negative predictive value, TN / (TN + FN). Here both have their names.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
@@ -84,6 +87,17 @@ def summarize(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[di
             {"metric": metric, "cases": int(values.size)} | {name: float(value) for name, value in statistics.items()}
         )
     return summary
+
+
+def gather_cases(rows: list[dict[str, Any]], rows_per_case: int) -> list[dict[str, Any]]:
+    """Return the rows of all processes, among which the cases were dealt out in turn, in the order of the cases."""
+    if idist.get_world_size() == 1:
+        return rows
+    cases = [rows[start : start + rows_per_case] for start in range(0, len(rows), rows_per_case)]
+    of_processes: list[list[list[dict[str, Any]]]] = [[] for _ in range(idist.get_world_size())]
+    dist.all_gather_object(of_processes, cases)
+    dealt = itertools.chain.from_iterable(itertools.zip_longest(*of_processes, fillvalue=[]))
+    return list(itertools.chain.from_iterable(dealt))
 
 
 class SegmentationMetrics(Metric):
@@ -166,7 +180,8 @@ class SegmentationMetrics(Metric):
         return means
 
     def completed(self, engine: Engine, name: str) -> None:
-        """Put the means and the rows into the engine's state."""
+        """Put the means and the rows, those of all processes, into the engine's state."""
+        self.rows = gather_cases(self.rows, rows_per_case=len(self.foreground))
         engine.state.metrics.update(self.compute())
         if hasattr(engine.state, "metric_details"):
             engine.state.metric_details[name] = list(self.rows)

@@ -23,6 +23,8 @@ OVERLAYS = {  # overlay → the configs it lies over
     "demo": ["train", "inference"],
     "finetune": ["train"],
     "warmup": ["train"],
+    "multi_gpu_train": ["train"],
+    "multi_gpu_evaluate": ["train"],
     "plain": ["inference"],
     "openvino": ["inference"],
     "tensorrt": ["inference"],
@@ -35,6 +37,8 @@ FINISHING = ("largest_component", "tumor_inside_liver", "min_island_mm3", "fill_
 NEW_KEYS = {
     "finetune": {"freeze_encoder", "frozen_layers"},
     "warmup": {"warmup_epochs"},
+    "multi_gpu_train": {"validate::dataloader::sampler", "train::dataloader::sampler", "finalize"},
+    "multi_gpu_evaluate": {"validate::dataloader::sampler", "finalize"},
     "evaluate": {"section", "evaluation_dir", "save_predictions", *FINISHING, "evaluating"},
     "openvino": {"handlers::0::_disabled_"},
     "tensorrt": {"trt_args"},
