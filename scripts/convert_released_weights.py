@@ -13,6 +13,7 @@ from torch import Tensor
 from scripts.errors import InputError, report_input_errors
 from scripts.files import read_checkpoint, write_weights
 from scripts.networks import MPUNet, UNet
+from scripts.settings import settings_file
 
 # (pattern of a released key, ours; None: a module that no forward pass of the release uses)
 MPUNET_KEYS = (
@@ -102,6 +103,7 @@ def convert(checkpoint: str, output: str, network: str = "mpunet") -> None:
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
     write_weights(state, output)
+    settings_file(output).unlink(missing_ok=True)  # of other weights, that were there before
     print(f"{output}: {len(state)} tensors, {sum(value.numel() for value in state.values()):,} values")
 
 

@@ -35,6 +35,7 @@ from scripts.cases import name_images
 from scripts.errors import InputError
 from scripts.files import read_checkpoint, read_weights, write_table, write_weights, written_whole
 from scripts.metrics import summarize
+from scripts.settings import write_settings
 
 try:
     import resource
@@ -156,11 +157,13 @@ class BestCheckpoint:
     Args:
         network: whose weights are kept.
         path: of the file, such as ``models/model.pt``.
+        settings: with which it is trained, to be kept beside it (`scripts.settings`).
     """
 
-    def __init__(self, network: nn.Module, path: str | os.PathLike):
+    def __init__(self, network: nn.Module, path: str | os.PathLike, settings: Mapping[str, Any] | None = None):
         self.network = network
         self.path = path
+        self.settings = settings or {}
         self.best_metric = -math.inf
         self.best_epoch = 0
         self.sha256: str | None = None  # of the file
@@ -181,6 +184,7 @@ class BestCheckpoint:
         """Write the weights, which are the same in all processes."""
         network = self.network.module if hasattr(self.network, "module") else self.network
         self.sha256 = write_weights(network.state_dict(), self.path)
+        write_settings(self.settings, self.path)
         logger.info("epoch %d is the best yet (%.4f): %s", self.best_epoch, metric, self.path)
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def list_files(root: Path = ROOT) -> list[str]:
 
 def is_weights(name: str) -> bool:
     """Return whether a file of this name in the bundle holds weights."""
-    return name.startswith("models/") and not name.endswith((".md", ".sha256"))
+    return name.startswith("models/") and not name.endswith((".md", ".sha256", ".json"))
 
 
 def pack(output_dir: str | Path, root: Path = ROOT) -> Path:

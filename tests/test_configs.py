@@ -5,6 +5,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from monai.data import MetaTensor
 from monai.transforms import FillHolesd
@@ -21,6 +22,7 @@ OVERLAYS = {  # overlay → the configs it lies over
     "paper": ["train", "inference"],
     "released": ["inference", "train"],
     "demo": ["train", "inference"],
+    "pretrain": ["train"],
     "finetune": ["train"],
     "warmup": ["train"],
     "multi_gpu_train": ["train"],
@@ -35,6 +37,7 @@ TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_d
 }  # fmt: skip
 FINISHING = ("largest_component", "tumor_inside_liver", "min_island_mm3", "fill_holes")
 NEW_KEYS = {
+    "pretrain": {"ema", "ema_momentum", "run_state::averaged"},
     "finetune": {"freeze_encoder", "frozen_layers"},
     "warmup": {"warmup_epochs"},
     "multi_gpu_train": {"validate::dataloader::sampler", "train::dataloader::sampler", "finalize"},
@@ -222,6 +225,19 @@ def test_every_component_that_a_config_names_exists(overlay):
             assert item.resolve_module_name(), item.get_config()
 
 
+def test_inference_is_as_the_weights_were_trained(tmp_path):
+    """A training over pretrain.json, and inference with nothing but its weights."""
+    path = tmp_path / "weights.pt"
+    training = parser("train", "pretrain", ckpt_path=str(path))
+    engine = Engine(lambda *_: None)
+    engine.state.metrics, engine.state.key_metric_name = {"dice": 0.5}, "dice"
+    training.get_parsed_content("best_checkpoint")(engine)
+    inference = parser("inference", ckpt_path=str(path))
+    for knob in ("spacing", "plane_size", "window_hu", "roi_size"):
+        assert inference.get_parsed_content(knob) == training.get_parsed_content(knob), knob
+    inference.get_parsed_content("network_def").load_state_dict(torch.load(path))
+
+
 @pytest.mark.parametrize(
     "names, parameters",
     [
@@ -234,7 +250,7 @@ def test_every_component_that_a_config_names_exists(overlay):
     ],
 )
 def test_networks_of_the_configs_have_the_parameters_of_table_6(names, parameters):
-    network = parser(*names).get_parsed_content("network_def")
+    network = parser(*names, trained_with={}).get_parsed_content("network_def")
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 

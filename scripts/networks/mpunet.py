@@ -158,6 +158,7 @@ class MPUNet(nn.Module):
             raise ValueError("maps are fused by fusion_weights or by pyramid_pooling, got both")
         widths = [*channels, 2 * channels[-1]]  # the last down-sampling doubles once more
         self.deep_supervision = deep_supervision
+        self.settings = {"channels": list(channels), "norm": norm, "elu_alpha": elu_alpha}  # what configs ask for
         attention = {"heads": attention_heads, "scaled": attention_scaled, "reduction": attention_reduction}
 
         self.encoders = nn.ModuleList(
