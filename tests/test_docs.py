@@ -99,6 +99,30 @@ def test_the_defaults_are_the_papers_where_paper_json_is_silent():
 )
 def test_links_and_pictures_of_the_documents_are_there(document):
     path = ROOT / document
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
-        if not target.startswith("http"):
-            assert (path.parent / target).exists(), target
+    for file, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text(encoding="utf-8")):
+        if not file.startswith("http"):
+            target = path.parent / file if file else path
+            assert target.exists(), file
+            assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
+
+
+def anchors(document):
+    """Return how GitHub names the headings of a document in links."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "heading, name", [("Training", "train"), ("Inference", "inference"), ("Evaluation", "evaluate")]
+)
+def test_knobs_md_has_the_defaults_of_the_configs(heading, name):
+    text = (ROOT / "docs/knobs.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([\w:]+)` \| (.+?) \|", text, re.MULTILINE)
+    config = read_config(name)
+    assert len(rows) > 1
+    for key, default in rows:
+        value = config[key.split("::")[0]]
+        if default.startswith("`"):
+            assert json.loads(default.strip("`")) == value, key
+        else:  # said in words, as the config computes it
+            assert isinstance(value, list | dict) or value.startswith("$"), key
