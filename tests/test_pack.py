@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import download
+from monai.bundle import download, download_large_files
 
 from scripts.errors import InputError
 from scripts.networks import MPUNet
@@ -106,6 +106,27 @@ def test_a_downloaded_bundle_segments_from_another_folder(downloaded, tmp_path):
     command += ["--dataset_dir", "ct.nii.gz", "--output_dir", "out", "--device", "cpu", "--check_hu", "false"]
     run_python([*command, "--network_def::channels", CHANNELS, "--roi_size", "[32,32,32]"], tmp_path)
     assert nib.load(tmp_path / "out/ct_seg.nii.gz").shape == image.shape
+
+
+def test_weights_that_are_elsewhere_are_fetched_and_checked(copy, tmp_path):
+    torch.save(MPUNet(channels=CHANNELS).state_dict(), copy / "models/model.pt")
+    path = pack(tmp_path, copy, weights_url=(tmp_path / "elsewhere").as_uri())
+    shutil.move(copy / "models/model.pt", tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        assert f"{NAME}/models/model.pt" not in archive.namelist()
+        archive.extractall(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/model.pt").write_bytes(b"something else")
+    with pytest.raises(Exception, match="sha256 hash check of downloaded file failed"):
+        download_large_files(str(tmp_path / NAME))
+    shutil.copy(tmp_path / "model.pt", tmp_path / "elsewhere")
+    download_large_files(str(tmp_path / NAME))
+    assert (tmp_path / NAME / "models/model.pt").read_bytes() == (tmp_path / "model.pt").read_bytes()
+
+
+def test_an_address_of_no_weights_is_refused(copy, tmp_path):
+    with pytest.raises(InputError, match=r"models: has no weights that could be fetched from --weights_url"):
+        pack(tmp_path, copy, weights_url="https://example.org")
 
 
 LOAD = """
