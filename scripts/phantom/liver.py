@@ -1,5 +1,6 @@
 """What do a liver, its vessels, its gallbladder and its tumours look like?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from scripts.phantom.tissues import Part
 from scripts.phantom.trunk import Trunk
 
 MAX_TUMOURS = 8
+Box = tuple
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,27 @@ class Liver:
     fissure_depth_mm: float
     roughness_mm: float
     carved: tuple[tuple[Shape, float], ...]  # neighbours and the gap in millimetres to keep to each
+    nodules_mm: float = 0.0  # standard deviation of a cirrhotic surface
+    wall_gap_mm: float = 2.5  # to the wall of the cavity, half a millimetre more to the diaphragm
+    bulges: tuple[Ellipsoid, ...] = ()  # of tumours beyond its surface
 
     def bounds_mm(self) -> tuple[np.ndarray, np.ndarray]:
-        bounds = np.array([shape.bounds_mm() for shape in (self.right, self.left)])
+        bounds = np.array([shape.bounds_mm() for shape in (self.right, self.left, *self.bulges)])
         return bounds[:, 0].min(0) - 5, bounds[:, 1].max(0) + 5
 
     def distance_mm(
-        self, x: np.ndarray, y: np.ndarray, z: np.ndarray, cavity: np.ndarray, diaphragm: np.ndarray
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        z: np.ndarray,
+        cavity: np.ndarray,
+        diaphragm: np.ndarray,
+        find_box: Callable[[np.ndarray, np.ndarray, float], Box | None] = lambda *_: (...,),
     ) -> np.ndarray:
-        """Signed distance, given those to the cavity's wall and to the diaphragm at the same points."""
+        """Signed distance, given those to the cavity's wall and to the diaphragm at the same points.
+
+        ``find_box`` says where among the points a box of body coordinates with a margin can be; unsaid, everywhere.
+        """
         lobes = smooth_min(self.right.distance_mm(x, y, z), self.left.distance_mm(x, y, z), 14.0)
         hx, hy, hz = (coordinate - h for coordinate, h in zip((x, y, z), self.hilum, strict=True))
         nx, ny, nz = self.visceral_normal
@@ -46,11 +60,17 @@ class Liver:
         fissure = np.maximum(fissure, 6 - hy)
         surface = smooth_max(lobes, below, 16.0)
         surface = smooth_max(surface, -fissure, 5.0)
-        surface = smooth_min(surface, self.caudate.distance_mm(x, y, z), 5.0)
+        if box := find_box(*self.caudate.bounds_mm(), 5.0):
+            surface[box] = smooth_min(surface[box], self.caudate.distance_mm(x[box], y[box], z[box]), 5.0)
         for shape, gap_mm in self.carved:
-            surface = smooth_max(surface, gap_mm - shape.distance_mm(x, y, z), 6.0)
-        surface = smooth_max(surface, cavity + 2.5, 8.0)
-        return smooth_max(surface, diaphragm + 3.0, 8.0)
+            if box := find_box(*shape.bounds_mm(), max(gap_mm, 0.0) + 6.0):
+                distance = shape.distance_mm(x[box], y[box], z[box])
+                surface[box] = smooth_max(surface[box], gap_mm - distance, 6.0)
+        for bulge in self.bulges:
+            if box := find_box(*bulge.bounds_mm(), 8.0):
+                surface[box] = smooth_min(surface[box], bulge.distance_mm(x[box], y[box], z[box]), 8.0)
+        surface = smooth_max(surface, cavity + self.wall_gap_mm, 8.0)
+        return smooth_max(surface, diaphragm + (self.wall_gap_mm + 0.5), 8.0)
 
 
 @dataclass(frozen=True)

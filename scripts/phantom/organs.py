@@ -7,12 +7,17 @@ import numpy as np
 from scripts.phantom.randomness import uniform
 from scripts.phantom.shapes import Capsule, Ellipsoid, bend, tube
 from scripts.phantom.tissues import Part
-from scripts.phantom.trunk import Trunk
+from scripts.phantom.trunk import Trunk, WholeTrunk
 
 
 def draw_chest_and_pelvis(rng: np.random.Generator, trunk: Trunk, hu: dict[str, float]) -> list[Part]:
     """Heart, bladder, rectum, hips and their muscles."""
-    width, depth = trunk.cavity_half_mm
+    return draw_heart(rng, trunk, hu) + _draw_pelvis(rng, trunk, hu)
+
+
+def draw_heart(rng: np.random.Generator, trunk: Trunk, hu: dict[str, float]) -> list[Part]:
+    """The heart in its fat, with four chambers."""
+    depth = trunk.cavity_half_mm[1]
     heart = np.array([14, 0.25 * depth, 34]) + rng.normal(0, 4, 3)
     size = rng.uniform(0.85, 1.15)
     heart_axes = size * np.array([60, 46, 48])
@@ -39,6 +44,12 @@ def draw_chest_and_pelvis(rng: np.random.Generator, trunk: Trunk, hu: dict[str, 
             tuple((heart + size * np.array(offset)).tolist()), tuple((size * np.array(axes)).tolist()), -25
         )
         parts.append(Part((chamber,), 0.85 * hu[tissue] + 0.15 * hu["heart_wall"], 4.0, 2.0, within="chest"))
+    return parts
+
+
+def _draw_pelvis(rng: np.random.Generator, trunk: Trunk, hu: dict[str, float]) -> list[Part]:
+    width, depth = trunk.cavity_half_mm
+    parts = []
     bladder = Ellipsoid((0, 0.2 * depth, -395), uniform(rng, (22, 48), (20, 40), (18, 45)))
     parts.append(Part((bladder,), rng.uniform(-2, 16), 0.0, 2.0, wall_mm=3.5, wall_hu=hu["muscle"], within="cavity"))
     parts.append(
@@ -143,3 +154,79 @@ def _draw_great_vessels(
     splenic[1:-1] += rng.normal(0, 3, (len(splenic) - 2, 3))
     parts.append(Part(tube(splenic, 4.2), hu["portal"]))
     return parts, cava, aorta_tube
+
+
+def draw_whole_pelvis(rng: np.random.Generator, trunk: WholeTrunk, hu: dict[str, float]) -> list[Part]:
+    """Sacrum, buttocks, bladder of any size and content, rectum, womb or prostate, and now and then a mass."""
+    width, depth = trunk.cavity_half_mm
+    floor, sacrum = trunk.floor_mm, trunk.sacrum_mm
+    parts = []
+    for side in (-1, 1):
+        for layer in range(2):
+            gluteus = Ellipsoid(
+                (side * rng.uniform(0.5, 0.75) * width, rng.uniform(-1.0, -0.8) * depth, floor + rng.uniform(40, 80)),
+                uniform(rng, (42, 60), (22, 34), (70, 100)),
+                side * rng.uniform(10, 40),
+            )
+            parts.append(Part((gluteus,), hu["muscle"] - 5 * layer, 10.0, 3.0, within="body"))
+        obturator = Ellipsoid((side * 62.0, -5.0, floor + 25), (10, 34, 40), side * 15)
+        parts.append(Part((obturator,), hu["muscle"], 6.0, 1.5, within="body"))
+    back = float(trunk.spine_axis_y(sacrum))
+    plate = bend(
+        [(0, back, sacrum - 5), (0, back - 22, sacrum - 50), (0, back - 28, sacrum - 95), (0, back - 8, sacrum - 130)],
+        3,
+    )
+    bone = {"hu": hu["marrow"], "texture_hu": 30.0, "wall_mm": 2.2, "wall_hu": rng.uniform(350, 650), "within": "body"}
+    wings = []
+    for reach in (0, 14, 28, 40):
+        rows = plate[: len(plate) - reach // 9]
+        for side in (-1, 1) if reach else (1,):
+            wings += tube(np.add(rows, (side * reach, -0.15 * reach, 0)), np.linspace(20, 8, len(plate))[: len(rows)])
+    parts.append(Part(tuple(wings), **bone))
+    fill = rng.random()
+    half = uniform(rng, (28, 65), (22, 55), (20, 75)) if fill < 0.7 else uniform(rng, (15, 26), (12, 22), (10, 20))
+    urine = rng.uniform(-5, 20) if rng.random() < 0.8 else rng.uniform(20, 500)
+    centre = (rng.normal(0, 8), rng.uniform(0.05, 0.4) * depth, floor + 30 + half[2] * rng.uniform(0.6, 1.0))
+    bladder = Part(
+        (Ellipsoid(centre, half),), urine, 1.5, 2.0, wall_mm=rng.uniform(1.5, 6), wall_hu=hu["muscle"], within="cavity"
+    )
+    rectum = bend(
+        [
+            (0, -0.35 * depth, floor),
+            (5, -0.42 * depth, floor + 50),
+            (-8, -0.3 * depth, floor + 90),
+            (30, -0.1 * depth, floor + 120),
+        ],
+        4,
+    )
+    content = rng.choice(3)
+    filling = {0: {"hu": hu["gut_wall"], "texture_hu": 10.0}, 1: {"hu": rng.uniform(-80, 60), "texture_hu": 90.0}}.get(
+        int(content), {"hu": rng.uniform(0, 40), "gas_above_mm": rng.uniform(-0.6, -0.3) * depth}
+    )
+    gut = Part(
+        tube(rectum, rng.uniform(12, 30)),
+        wall_mm=3.0,
+        wall_hu=hu["gut_wall"],
+        roughness_mm=2.0,
+        within="cavity",
+        **filling,
+    )
+    middle = (rng.normal(0, 6), -0.08 * depth, floor + rng.uniform(30, 60))
+    solid = Ellipsoid(middle, uniform(rng, (20, 48), (16, 36), (18, 50)), tilt_deg=rng.uniform(-25, 25))
+    parts += [gut, Part((solid,), hu["muscle"] + rng.uniform(-10, 60), 8.0, 2.5, within="cavity"), bladder]
+    for _ in range(rng.poisson(0.5)):
+        spot = uniform(rng, (-0.5 * width, 0.5 * width), (-0.3 * depth, 0.5 * depth), (floor + 30, sacrum + 60))
+        radius = np.exp(rng.uniform(np.log(12), np.log(60)))
+        mass = Ellipsoid(spot, tuple((radius * rng.uniform(0.7, 1.2, 3)).tolist()), rng.uniform(0, 180))
+        parts.append(
+            Part(
+                (mass,),
+                rng.uniform(0, 130),
+                rng.uniform(1, 14),
+                2.5,
+                rng.uniform(0, 4),
+                rng.uniform(30, 110),
+                within="cavity",
+            )
+        )
+    return parts

@@ -1,5 +1,7 @@
 """What does a patient look like on a grid, in HU and as a label?"""
 
+from functools import partial
+
 import numpy as np
 
 from scripts.phantom.liver import Tumour
@@ -40,11 +42,21 @@ def _paint_wall(slab: Slab) -> None:
             breast = Ellipsoid((side * 82, 0.80 * front, 62), (68, 18 + patient.findings.breasts_mm, 62))
             skin = smooth_min(skin, breast.distance_mm(x, y, z), 20.0)
     groove = Ellipsoid((0, -back - 9, -100), (16, 15, 900))
-    skin = smooth_max(skin, -groove.distance_mm(x, y, z), 14.0)
+    if box := slab.find_box(*groove.bounds_mm(), 15.0):
+        skin[box] = smooth_max(skin[box], -groove.distance_mm(*(axis[box] for axis in slab.body)), 14.0)
+    for limb in patient.limbs:
+        for shape in limb.flesh:
+            if box := slab.find_box(*shape.bounds_mm(), 30.0):
+                distance = shape.distance_mm(*(axis[box] for axis in slab.body)) + 1.5 * waves[box]
+                skin[box] = smooth_min(skin[box], distance, 22.0)
+                muscle[box] = smooth_min(muscle[box], distance + limb.fat_mm + 2.0, 10.0)
     slab.paint(skin, hu["muscle"] - 35)
     fat = hu["fat"] + 5 * grain + 7 * waves
     slab.paint(skin + 2.0, fat)
     slab.paint(muscle, hu["muscle"] + 4 * grain)
+    if patient.limbs:  # fat between the muscles of the limbs, where the trunk's wall is far
+        between = np.abs(slab.noise["strands_a"]) * 9 - 1.2 - 0.8 * waves
+        slab.paint(np.maximum(np.maximum(between, muscle + 2.5), 22 - slab.cavity), fat)
     # Planes of fat between the layers of the wall, patchy.
     patchy = 0.7 - 0.9 * waves
     for plane in (12.5 + 1.5 * slab.noise["strands_a"], 0.62 * trunk.muscle_mm[2]):
@@ -55,6 +67,10 @@ def _paint_wall(slab: Slab) -> None:
     mesentery = np.hypot(slab.noise["strands_a"], slab.noise["strands_b"])
     strands = 50 * np.clip(1 - 9 * np.abs(slab.noise["strands_a"]), 0, 1) * np.clip(waves, 0, 1)
     slab.paint(slab.cavity + 2.0, fat - 2 + strands + 130 * np.clip(1.1 - 5.5 * mesentery, 0, 1))
+    if patient.findings.crowding > -2:  # bowel without a gap, as in the lean
+        folds = np.clip(3 * (patient.findings.crowding + slab.noise["strands_b"]), 0, 1)
+        inside = np.maximum(slab.cavity + 3.5, slab.diaphragm + 5)
+        slab.hu += folds * slab.cover(inside) * (hu["gut_wall"] - 8 + 14 * grain - slab.hu)
     _paint_ribs(slab)
     if patient.findings.arms_down:
         _paint_arms(slab)
@@ -118,7 +134,7 @@ def _paint_ribs(slab: Slab) -> None:
     sternum = np.maximum(np.maximum(sternum, -70 - z), -y)
     slab.paint(sternum, 280 + 60 * waves, shell)
     slab.paint(sternum + 1.8, 110 + 30 * grain, shell)
-    crest = -235 - 60 * around
+    crest = trunk.crest_mm - 60 * around
     hip_bone = np.maximum(np.abs(cavity - 4) - 6 - 2 * waves, z - crest)
     hip_bone = np.maximum(hip_bone, (around - 0.66 - 0.001 * (z + 300)) * 250)
     hip_bone = np.maximum(hip_bone, (0.15 - around) * 200)
@@ -134,12 +150,16 @@ def _paint_spine(slab: Slab) -> None:
         return
     x, y, z = (axis[box] for axis in slab.body)
     waves, grain = slab.noise["waves"][box], slab.noise["grain"][box]
-    y = y - trunk.spine_axis_y(z)
+    size = trunk.vertebra_scale(z)
+    x, y = x / size, (y - trunk.spine_axis_y(z)) / size
     step = trunk.VERTEBRA_STEP_MM
     phase = np.mod(z + trunk.vertebra_phase_mm, step) - step / 2  # 0 at mid height of a vertebra
     half_x, half_y = trunk.vertebra_half_mm
     flare = 2.6 * (2 * phase / step) ** 2
     body = superellipse_mm(x, y, np.float32(half_x - 1), np.float32(half_y - 1)) - flare + 0.6 * waves
+    low, high = trunk.spine_ends_mm
+    ends = np.maximum(low - z, z - high)
+    body = np.maximum(body, ends)
     bone = np.maximum(body, np.abs(phase) - (step / 2 - 3.2))
     sides = np.abs(x)
 
@@ -153,42 +173,50 @@ def _paint_spine(slab: Slab) -> None:
     spinous = np.maximum(np.maximum(sides - 3.4 - 0.06 * tail, np.abs(tail) - 16), np.abs(phase + 4 + 0.35 * tail) - 9)
     # The short muscles around the arches.
     slab.paint(
-        superellipse_mm(x, y - canal_y + 4, np.float32(33), np.float32(17)) + waves, hu["muscle"] + 9 * grain, box
+        np.maximum(superellipse_mm(x, y - canal_y + 4, np.float32(33), np.float32(17)) + waves, ends),
+        hu["muscle"] + 9 * grain,
+        box,
     )
     slab.paint(body, 78 + 5 * grain, box)
     behind = np.minimum(np.minimum(arch, transverse), np.minimum(facets, spinous)) + 0.8 * waves
+    behind = np.maximum(behind, ends)
     slab.paint(behind, 400 + 60 * grain, box)
     slab.paint(behind + 2.2, hu["marrow"] + 40 + 60 * grain, box)
     slab.paint(bone, 290 + hu["marrow"] * 0.4 + 60 * waves, box)
     slab.paint(bone + 1.8, hu["marrow"] + 38 * grain + 22 * waves, box)
-    canal = np.hypot(x / 1.25, y - canal_y) - 8.2
+    canal = np.maximum(np.hypot(x / 1.25, y - canal_y) - 8.2, ends)
     slab.paint(canal, 5.0, box)
     slab.paint(canal + 2.2, 28.0, box)
 
 
 def _paint_lungs(slab: Slab) -> None:
     """The diaphragm, the lungs with their vessels on both sides of the mediastinum, and an effusion."""
-    patient, trunk, (x, y, z) = slab.patient, slab.patient.trunk, slab.body
+    patient, trunk = slab.patient, slab.patient.trunk
     if float(slab.diaphragm.max()) < -10:
         return
+    box = slab.find_slices(slab.diaphragm, -10.0)
+    (x, y, z), cavity, diaphragm = (axis[box] for axis in slab.body), slab.cavity[box], slab.diaphragm[box]
+    waves, strands_a, strands_b, grain = (
+        slab.noise[name][box] for name in ("waves", "strands_a", "strands_b", "grain")
+    )
     depth = trunk.cavity_half_mm[1]
     # The dome's muscle, seen where it separates fat from lung.
-    slab.paint(np.maximum(np.abs(slab.diaphragm + 1.2) - 1.6, slab.cavity + 1.0), patient.hu["muscle"])
+    slab.paint(np.maximum(np.abs(diaphragm + 1.2) - 1.6, cavity + 1.0), patient.hu["muscle"], box)
     middle = Ellipsoid((5, -0.66 * depth, 60), (27, 0.6 * depth, 400)).distance_mm(x, y, z)
     front = Ellipsoid((6, 0.75 * depth, 60), (18, 40, 120)).distance_mm(x, y, z)
     middle = smooth_min(middle, front, 25.0)
     high = Ellipsoid((4, 0.1 * depth, 150), (36, 0.75 * depth, 95)).distance_mm(x, y, z)
-    middle = smooth_min(middle, high, 25.0) + 2 * slab.noise["waves"]
-    lung = np.maximum(np.maximum(slab.cavity + 2.0, 0.5 - slab.diaphragm), -middle)
-    slab.paint(np.maximum(slab.cavity + 1.0, np.maximum(-slab.diaphragm, -middle)), patient.hu["muscle"] - 20)
+    middle = smooth_min(middle, high, 25.0) + 2 * waves
+    lung = np.maximum(np.maximum(cavity + 2.0, 0.5 - diaphragm), -middle)
+    slab.paint(np.maximum(cavity + 1.0, np.maximum(-diaphragm, -middle)), patient.hu["muscle"] - 20, box)
     sag = 70 * np.clip(-y / depth, -1, 1)
-    tree = np.hypot(slab.noise["strands_a"], slab.noise["strands_b"])
-    air = patient.hu["lung"] + sag + 22 * slab.noise["grain"]
+    tree = np.hypot(strands_a, strands_b)
+    air = patient.hu["lung"] + sag + 22 * grain
     air += np.clip(1.4 - 6.0 * tree, 0, 1) * (20 - air)
-    slab.paint(lung, air)
+    slab.paint(lung, air, box)
     if patient.findings.effusion_mm:
         fluid = np.maximum(lung, y + depth - patient.findings.effusion_mm)
-        slab.paint(fluid, 8.0)
+        slab.paint(fluid, 8.0, box)
 
 
 def _place_liver(slab: Slab) -> None:
@@ -198,10 +226,13 @@ def _place_liver(slab: Slab) -> None:
     if not box:
         return
     cavity, diaphragm = slab.cavity[box], slab.diaphragm[box]
-    surface = liver.distance_mm(*(axis[box] for axis in slab.body), cavity, diaphragm)
+    surface = liver.distance_mm(*(axis[box] for axis in slab.body), cavity, diaphragm, partial(slab.find_box_in, box))
     # Smooth where it lies on the diaphragm and the wall.
     free = np.clip(-np.maximum(cavity + 2.5, diaphragm + 3.0) / 8.0, 0, 1)
-    slab.liver[box] = surface + liver.roughness_mm * slab.noise["waves"][box] * free
+    rough = liver.roughness_mm * slab.noise["waves"][box]
+    if liver.nodules_mm:
+        rough = rough + liver.nodules_mm * slab.noise["strands_b"][box]
+    slab.liver[box] = surface + rough * free
     if patient.findings.ascites_mm:
         fluid = np.maximum(slab.liver[box] - patient.findings.ascites_mm, np.maximum(cavity, diaphragm) + 2)
         slab.paint(fluid, 8.0, box)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.phantom.gut import draw_gut, draw_stomach
+from scripts.phantom.limbs import Limb
 from scripts.phantom.liver import Liver, Tumour, draw_liver, draw_liver_vessels, draw_tumours
 from scripts.phantom.organs import draw_chest_and_pelvis, draw_retroperitoneum
 from scripts.phantom.randomness import SmoothField, uniform
@@ -23,6 +24,9 @@ class Findings:
     effusion_mm: float
     shading_hu: float
     liver_texture_hu: float
+    crowding: float = (
+        -np.inf
+    )  # how much of the free cavity is bowel: the mean of a normal variable that is where it is > 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Patient:
     findings: Findings
     table: Table
     scan: Scan
+    limbs: tuple[Limb, ...] = ()
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:
@@ -124,7 +129,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         },
         warp_mm=rng.uniform(2.5, 6),
         scale=tuple((rng.uniform(0.94, 1.1) * rng.uniform(0.96, 1.04, 3)).tolist()),
-        rotation=_rotation(angles),
+        rotation=turn_by(angles),
         shift_mm=uniform(rng, (-25, 25), (-35, 35), (-300, 300)),
         findings=Findings(
             arms_down=bool(rng.random() < 0.22),
@@ -154,7 +159,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
     )
 
 
-def _rotation(angles: np.ndarray) -> np.ndarray:
+def turn_by(angles: np.ndarray) -> np.ndarray:
     """Rotation matrix (3, 3) about x, then y, then z, by ``angles`` in radians."""
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):

@@ -10,8 +10,11 @@ from scipy import ndimage
 from scripts.errors import InputError
 from scripts.phantom.painting import paint
 from scripts.phantom.patient import Patient, draw_patient
+from scripts.phantom.scanner import acquire, limit_to_circle
+from scripts.phantom.wide import draw_wide_patient
 
 MIN_SIZE_VOXELS = 32
+FLIP_PROBABILITIES = (0.5, 0.5, 0.15)
 SLAB_VOXELS = 4_000_000  # painted at a time
 TO_RAS = np.diag([-1.0, 1.0, 1.0, 1.0])  # the body frame's x runs to the patient's left, that of RAS+ to the right
 
@@ -144,22 +147,96 @@ def make_phantom(
     image = add_noise(image, patient, spacing, np.random.default_rng(noise_seed))
     image = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
 
+    flips = np.random.default_rng(flip_seed).random(3) < FLIP_PROBABILITIES if reorient else None
+    description = {"phase": patient.phase, "tumours": len(patient.tumours)}
+    return _finish(image, label, axes, spacing, flips, description)
+
+
+def make_wide_phantom(seed: int, spacing: Sequence[float] = (2.0, 2.0, 2.0), reorient: bool = True) -> Phantom:
+    """Draw the patient of ``seed`` with all the variety there is, and scan them; the size follows from the patient.
+
+    Args:
+        seed: of everything, not negative.
+        spacing: millimetres along the left-right, back-front and foot-head axis.
+        reorient: flip axes at random, as LiTS headers do, the affine with them; False keeps RAS+.
+
+    Returns:
+        The phantom; its description says in addition what is special, and what of the liver and its tumours is seen.
+
+    Raises:
+        InputError: ``seed`` is negative or ``spacing`` is not positive.
+    """
+    check_whole("seed", seed, 0)
+    check_grid((MIN_SIZE_VOXELS,) * 3, spacing)
+    patient_seed, flip_seed, noise_seed = np.random.SeedSequence(seed).spawn(3)
+    patient, kind = draw_wide_patient(np.random.default_rng(patient_seed))
+    scan, spacing = patient.scan, tuple(map(float, spacing))
+    axes = _find_wide_axes(patient, spacing)
+    image, label = paint(patient, axes, spacing[0] * 0.8)
+    image = acquire(image, scan, spacing, np.random.default_rng(noise_seed))
+    image = image * scan.gain + scan.offset_hu + (scan.gain - 1) * 1000
+    if scan.circle_hu is not None:
+        limit_to_circle(image, spacing, scan.circle_hu)
+    image = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+    flips = np.random.default_rng(flip_seed).random(3) < FLIP_PROBABILITIES if reorient else None
+    description = {
+        "phase": patient.phase,
+        "view": scan.view,
+        "liver_kind": kind,
+        "liver_hu": round(patient.hu["liver"], 1),
+        "thickness_mm": round(scan.thickness_mm, 2),
+        "noise_hu": round(scan.noise_hu, 1),
+        **_measure(label, spacing),
+    }
+    return _finish(image, label, axes, spacing, flips, description)
+
+
+def _find_wide_axes(patient: Patient, spacing: tuple[float, float, float]) -> list[np.ndarray]:
+    """Scanner coordinates of the voxel centres over the part of the body that is scanned."""
+    scan, trunk = patient.scan, patient.trunk
+    side, front, back = trunk.skin_mm
+    width = 2 * side * max(1.0, trunk.hips) * scan.field_of_view[0]
+    depth = (front + back + 20) * scan.field_of_view[1]
+    middle = ((scan.off_centre_mm[0]), (front - back) / 2 + scan.off_centre_mm[1], (scan.low_mm + scan.high_mm) / 2)
+    length = np.array([width, depth, scan.high_mm - scan.low_mm]) * patient.scale
+    centre = np.array(middle) * patient.scale + patient.shift_mm
+    counts = np.maximum(MIN_SIZE_VOXELS, np.rint(length / spacing).astype(int))
+    return [m + d * (np.arange(n) - (n - 1) / 2) for m, d, n in zip(centre, spacing, counts, strict=True)]
+
+
+def _measure(label: np.ndarray, spacing: tuple[float, float, float]) -> dict:
+    """Millilitres of the liver with its tumours, and of each tumour that is seen with its diameter as a sphere."""
+    voxel_ml = float(np.prod(spacing)) / 1000
+    boxes = ndimage.find_objects((label > 0).astype(np.uint8))
+    inside = label[boxes[0]] if boxes else label[:0]
+    pieces = ndimage.label(inside == 2)[0]
+    volumes = np.sort(np.bincount(pieces.ravel())[1:])[::-1] * voxel_ml if inside.size else np.zeros(0)
+    return {
+        "liver_ml": round(float((inside > 0).sum()) * voxel_ml, 2),
+        "tumour_ml": [round(float(ml), 3) for ml in volumes],
+        "tumour_mm": [round(float(np.cbrt(6000 * ml / np.pi)), 1) for ml in volumes],
+    }
+
+
+def _finish(
+    image: np.ndarray,
+    label: np.ndarray,
+    axes: list[np.ndarray],
+    spacing: tuple[float, float, float],
+    flips: np.ndarray | None,
+    description: dict,
+) -> Phantom:
+    """A phantom whose axes are flipped where ``flips`` says so, or to RAS+ if it is None."""
     affine = TO_RAS @ np.diag([*spacing, 1.0])
     affine[:3, 3] = TO_RAS[:3, :3] @ [axis[0] for axis in axes]
-    to_ras = np.diag(TO_RAS)[:3] < 0
-    flips = np.random.default_rng(flip_seed).random(3) < (0.5, 0.5, 0.15) if reorient else to_ras
+    flips = np.diag(TO_RAS)[:3] < 0 if flips is None else flips
     for axis in np.flatnonzero(flips):
-        affine[:3, 3] += affine[:3, axis] * (size[axis] - 1)
+        affine[:3, 3] += affine[:3, axis] * (image.shape[axis] - 1)
         affine[:3, axis] *= -1
     flipped = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
     return Phantom(
         image=np.ascontiguousarray(image[flipped]),
         label=np.ascontiguousarray(label[flipped]),
         affine=affine,
-        description={
-            "phase": patient.phase,
-            "tumours": len(patient.tumours),
-            "spacing_mm": spacing,
-            "orientation": "".join(nib.aff2axcodes(affine)),
-        },
+        description={**description, "spacing_mm": spacing, "orientation": "".join(nib.aff2axcodes(affine))},
     )

@@ -50,6 +50,23 @@ class Slab:
                 box = self._find_span(middle - [axis[inside] for axis in self.warp], reach + change)
         return box
 
+    def find_box_in(self, outer: Box, low_mm: np.ndarray, high_mm: np.ndarray, margin_mm: float) -> Box | None:
+        """As `find_box`, but of an array that holds the voxels in ``outer`` alone."""
+        box = self.find_box(low_mm, high_mm, margin_mm)
+        if not box:
+            return None
+        inner = tuple(
+            slice(max(i.start, o.start) - o.start, min(i.stop, o.stop) - o.start)
+            for i, o in zip(box, outer, strict=True)
+        )
+        return None if any(span.start >= span.stop for span in inner) else inner
+
+    @staticmethod
+    def find_slices(values: np.ndarray, least: float) -> Box:
+        """The box of all slices from the first to the last in which some of ``values`` is at least ``least``."""
+        found = np.flatnonzero(values.max((0, 1)) >= least)
+        return (*EVERYWHERE[:2], slice(int(found[0]), int(found[-1]) + 1))
+
     def _find_span(self, middle_mm: np.ndarray, reach_mm: np.ndarray) -> Box | None:
         """The voxels within ``reach_mm`` of ``middle_mm``, both in body coordinates as they are before the warp."""
         patient = self.patient

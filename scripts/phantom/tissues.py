@@ -62,3 +62,29 @@ def draw_hu(rng: np.random.Generator, phase: str) -> dict[str, float]:
     hu["bile"] = rng.uniform(0, 22)
     hu["lung"] = rng.uniform(-890, -780)
     return hu
+
+
+def draw_wide_hu(rng: np.random.Generator, phase: str) -> dict[str, float]:
+    """As `draw_hu`, each tissue about its range; often a fatty liver, or one that is like the spleen or the muscles."""
+    hu = draw_hu(rng, phase)
+    dose = rng.normal(1, 0.12) if phase != "native" else 1.0
+    for tissue in hu:
+        spread = {"fat": 5, "lung": 40, "marrow": 50, "bile": 6, "aorta": 15, "cava": 12}.get(tissue, 5)
+        blood = hu[tissue] if tissue in ("fat", "lung", "marrow", "bile") else 45 + dose * (hu[tissue] - 45)
+        hu[tissue] = float(blood + rng.normal(0, spread))
+    kind = rng.random()
+    if kind < 0.22:
+        hu["liver"] -= rng.uniform(8, 75)  # fat
+    elif kind < 0.28:
+        hu["liver"] += rng.uniform(8, 35)  # iron, amiodarone
+    elif kind < 0.48:
+        hu["liver"] = hu["spleen"] + rng.normal(0, 4)
+    elif kind < 0.58:
+        hu["liver"] = hu["muscle"] + rng.normal(0, 6)
+    hu["liver"] = float(np.clip(hu["liver"], -10, 170))
+    if rng.random() < 0.2:  # little contrast between the vessels and the liver
+        for vein in ("portal", "hepatic"):
+            hu[vein] = hu["liver"] + rng.normal(0, 8)
+    if rng.random() < 0.1:
+        hu["bile"] = rng.uniform(30, 220)  # sludge, contrast agent
+    return hu

@@ -1,6 +1,11 @@
 """How do phantoms become files that are named as those of LiTS?"""
 
+import json
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +14,9 @@ from tqdm import tqdm
 
 from scripts.errors import InputError
 from scripts.files import written_whole
-from scripts.phantom.scan import check_grid, check_whole, make_phantom
+from scripts.phantom.scan import check_grid, check_whole, make_phantom, make_wide_phantom
+
+VARIETIES = ("usual", "wide")
 
 
 def write_phantoms(
@@ -18,17 +25,22 @@ def write_phantoms(
     seed: int = 0,
     size: tuple[int, int, int] = (128, 128, 64),
     spacing: tuple[float, float, float] | None = None,
+    variety: str = "usual",
+    processes: int = 1,
 ) -> list[tuple[Path, Path]]:
     """Write ``volume-N.nii.gz`` and ``segmentation-N.nii.gz`` for N = 0 ... ``cases`` - 1, as LiTS names them.
 
-    Case N depends on ``seed`` and N only. A file appears under its name when it is complete.
+    Case N depends on ``seed`` and N only. A file appears under its name when it is complete. With ``variety`` "wide"
+    there is also ``phantom-N.json``, the phantom's description.
 
     Args:
         output_dir: folder, made if it is missing; files of the same names are replaced.
         cases: how many patients.
         seed: not negative.
-        size: as for `make_phantom`.
-        spacing: as for `make_phantom`.
+        size: as for `make_phantom`; without effect on wide ones.
+        spacing: as for `make_phantom`, or for `make_wide_phantom`, for which None is 2 mm.
+        variety: "usual" or "wide".
+        processes: how many work at the same time.
 
     Returns:
         The (volume, segmentation) paths.
@@ -38,19 +50,48 @@ def write_phantoms(
     """
     check_whole("cases", cases, 1)
     check_whole("seed", seed, 0)
+    check_whole("processes", processes, 1)
     check_grid(size, spacing)
+    if variety not in VARIETIES:
+        raise InputError(f"variety: expected one of {', '.join(VARIETIES)}, received {variety!r}")
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; output_dir has to be a folder")
-    paths = []
-    for case in tqdm(range(cases), desc="phantoms", unit="case"):
-        case_seed = int(np.random.SeedSequence([seed, case]).generate_state(1, np.uint64)[0])
-        phantom = make_phantom(case_seed, size, spacing)
-        pair = folder / f"volume-{case}.nii.gz", folder / f"segmentation-{case}.nii.gz"
-        for path, voxels in zip(pair, (phantom.image, phantom.label), strict=True):
-            _save_nifti(path, voxels, phantom.affine)
-        paths.append(pair)
+    write = partial(_write_case, folder, seed, size, spacing, variety)
+    with tqdm(total=cases, desc="phantoms", unit="case") as bar:
+        paths = []
+        for pair in map(write, range(cases)) if processes == 1 else _map_in_processes(write, cases, processes):
+            paths.append(pair)
+            bar.update()
     return paths
+
+
+def _map_in_processes(
+    write: Callable[[int], tuple[Path, Path]], cases: int, processes: int
+) -> Iterator[tuple[Path, Path]]:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as executor:
+        yield from executor.map(write, range(cases))
+
+
+def _write_case(
+    folder: Path,
+    seed: int,
+    size: tuple[int, int, int],
+    spacing: tuple[float, float, float] | None,
+    variety: str,
+    case: int,
+) -> tuple[Path, Path]:
+    case_seed = int(np.random.SeedSequence([seed, case]).generate_state(1, np.uint64)[0])
+    if variety == "wide":
+        phantom = make_wide_phantom(case_seed, spacing or (2.0, 2.0, 2.0))
+        with written_whole(folder / f"phantom-{case}.json") as temporary:
+            temporary.write_text(json.dumps({"seed": case_seed, **phantom.description}) + "\n", encoding="utf-8")
+    else:
+        phantom = make_phantom(case_seed, size, spacing)
+    pair = folder / f"volume-{case}.nii.gz", folder / f"segmentation-{case}.nii.gz"
+    for path, voxels in zip(pair, (phantom.image, phantom.label), strict=True):
+        _save_nifti(path, voxels, phantom.affine)
+    return pair
 
 
 def _save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
