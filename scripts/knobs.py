@@ -1,5 +1,6 @@
 """How values that people type on the command line are understood."""
 
+from numbers import Integral
 from typing import Any
 
 from scripts.errors import InputError
@@ -17,3 +18,14 @@ def is_true(value: Any) -> bool:
     if text not in TRUE + FALSE:
         raise InputError(f"{value!r}: is no switch; write true or false")
     return text in TRUE
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, NumPy's too, and no switch."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raise `InputError` unless ``value``, the argument ``name``, is a whole number of at least ``least``."""
+    if not is_whole(value) or value < least:
+        raise InputError(f"{name}: expected a whole number of at least {least}, received {value!r}")

@@ -19,13 +19,13 @@ CLASS_COLORS = ("#ff4040", "#ffd000", "#40c0ff")  # first, second, third foregro
 BORDERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # at the left, right, top, bottom border
 
 
-def _ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def to_ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the volume with its axes flipped and swapped to the closest of RAS, and the size of its voxels in mm."""
     image = nib.as_closest_canonical(nib.Nifti1Image(volume, affine))
     return np.asanyarray(image.dataobj), np.array(image.header.get_zooms())
 
 
-def _planes(volume: np.ndarray, center: Sequence[int]) -> dict[str, np.ndarray]:
+def planes(volume: np.ndarray, center: Sequence[int]) -> dict[str, np.ndarray]:
     """Return the axial, coronal and sagittal plane of an RAS volume, rows downwards, patient's right at the left."""
     x, y, z = center
     return {
@@ -71,12 +71,12 @@ def draw_preview(
         path: of the PNG.
         title: above the picture.
     """
-    image, spacing_mm = _ras(np.asarray(image, dtype=np.float32), np.asarray(affine))
-    mask, _ = _ras(np.asarray(mask, dtype=np.uint8), np.asarray(affine))
+    image, spacing_mm = to_ras(np.asarray(image, dtype=np.float32), np.asarray(affine))
+    mask, _ = to_ras(np.asarray(mask, dtype=np.uint8), np.asarray(affine))
     box = _body_box(image)
     image, mask = image[box], mask[box]
     center = middle_of((mask == mask.max()) & (mask > 0))
-    image_planes, mask_planes = _planes(image, center), _planes(mask, center)
+    image_planes, mask_planes = planes(image, center), planes(mask, center)
     width_mm, depth_mm, height_mm = np.array(image.shape) * spacing_mm
     sizes_mm = {"axial": (width_mm, depth_mm), "coronal": (width_mm, height_mm), "sagittal": (depth_mm, height_mm)}
 
@@ -84,7 +84,7 @@ def draw_preview(
     layout = [["axial", "coronal"], ["axial", "sagittal"]]
     axes = figure.subplot_mosaic(layout, width_ratios=[1.2, 1])
     for plane, axis in axes.items():
-        _draw_plane(axis, image_planes[plane], mask_planes[plane], sizes_mm[plane], len(class_names))
+        draw_plane(axis, image_planes[plane], mask_planes[plane], sizes_mm[plane], len(class_names))
         for letter, (x, y) in zip(BORDERS[plane], ((0, 0.5), (1, 0.5), (0.5, 1), (0.5, 0)), strict=True):
             offset_points = (np.array([x, y]) - 0.5) * 28
             place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "center"}
@@ -101,9 +101,15 @@ def _color(class_index: int) -> str:
     return CLASS_COLORS[(class_index - 1) % len(CLASS_COLORS)]
 
 
-def _draw_plane(
-    axis: Axes, image: np.ndarray, mask: np.ndarray, size_mm: tuple[float, float], num_classes: int
+def draw_plane(
+    axis: Axes,
+    image: np.ndarray,
+    mask: np.ndarray,
+    size_mm: tuple[float, float],
+    num_classes: int,
+    line_width: float = 1.2,
 ) -> None:
+    """Show a plane of HU with rows downwards, and the outlines of the classes of ``mask`` from 1 on."""
     width_mm, height_mm = size_mm
     low, high = WINDOW_HU
     extent = (0, width_mm, height_mm, 0)
@@ -114,6 +120,6 @@ def _draw_plane(
     y = (np.arange(-1, rows + 1) + 0.5) * height_mm / rows
     for index in range(1, num_classes):
         if (mask == index).any():
-            axis.contour(x, y, mask == index, levels=[0.5], colors=_color(index), linewidths=1.2)
+            axis.contour(x, y, mask == index, levels=[0.5], colors=_color(index), linewidths=line_width)
     axis.set(xlim=(0, width_mm), ylim=(height_mm, 0))
     axis.set_axis_off()

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.phantom.randomness import uniform
-from scripts.phantom.shapes import Capsule, Ellipsoid, Points, Shape, bend, smooth_max, smooth_min, tube
+from scripts.phantom.shapes import Box, Capsule, Ellipsoid, Points, Shape, bend, smooth_max, smooth_min, tube
 from scripts.phantom.tissues import Part
 from scripts.phantom.trunk import Trunk
 
 MAX_TUMOURS = 8
-Box = tuple
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Liver:
     ) -> np.ndarray:
         """Signed distance, given those to the cavity's wall and to the diaphragm at the same points.
 
-        ``find_box`` says where among the points a box of body coordinates with a margin can be; unsaid, everywhere.
+        ``find_box`` says which of the points can be in a box of body coordinates or in the margin around it; without
+        it, all.
         """
         lobes = smooth_min(self.right.distance_mm(x, y, z), self.left.distance_mm(x, y, z), 14.0)
         hx, hy, hz = (coordinate - h for coordinate, h in zip((x, y, z), self.hilum, strict=True))

@@ -24,9 +24,8 @@ class Findings:
     effusion_mm: float
     shading_hu: float
     liver_texture_hu: float
-    crowding: float = (
-        -np.inf
-    )  # how much of the free cavity is bowel: the mean of a normal variable that is where it is > 0
+    crowding: float = -np.inf  # bowel fills the free cavity where a normal variable of this mean is above 0
+    liver_kind: str = "usual"
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,29 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class WideScan:
+    """How the patient is scanned, lengths in body millimetres before the patient's scale."""
+
+    view: str
+    low_mm: float
+    high_mm: float
+    field_of_view: tuple[float, float]  # relative to the body's width and depth
+    off_centre_mm: tuple[float, float]
+    thickness_mm: float
+    increment: float  # of the slices, relative to their thickness
+    blur_mm: float
+    sharpening: float
+    noise_hu: float
+    grain_mm: float
+    streaks: float  # relative to the noise
+    bands_hu: float  # dark bands between dense bones
+    metal: tuple[tuple[float, float, float], ...]  # where there is some, as shares of the grid
+    circle_hu: float | None  # outside the reconstructed circle
+    gain: float
+    offset_hu: float
+
+
+@dataclass(frozen=True)
 class Patient:
     """All that was drawn of one patient, before any grid."""
 
@@ -73,7 +95,7 @@ class Patient:
     shift_mm: tuple[float, float, float]
     findings: Findings
     table: Table
-    scan: Scan
+    scan: Scan | WideScan
     limbs: tuple[Limb, ...] = ()
 
 

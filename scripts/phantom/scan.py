@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from scripts.errors import InputError
+from scripts.knobs import check_whole, is_whole
 from scripts.phantom.painting import paint
 from scripts.phantom.patient import Patient, draw_patient
 from scripts.phantom.scanner import acquire, limit_to_circle
@@ -36,20 +37,10 @@ class Phantom:
     description: dict
 
 
-def _is_whole(number: object) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool)
-
-
-def check_whole(name: str, number: object, least: int) -> None:
-    """Raise `InputError` unless ``number``, the argument ``name``, is a whole number of at least ``least``."""
-    if not _is_whole(number) or number < least:
-        raise InputError(f"{name}: expected a whole number of at least {least}, received {number!r}")
-
-
 def check_grid(size: Sequence[int], spacing: Sequence[float] | None) -> None:
     """Raise `InputError` unless ``size`` is three voxel numbers that are large enough and ``spacing`` None or valid."""
     three = isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 3
-    if not three or not all(_is_whole(n) and n >= MIN_SIZE_VOXELS for n in size):
+    if not three or not all(is_whole(n) and n >= MIN_SIZE_VOXELS for n in size):
         raise InputError(
             f"size: expected three whole numbers of at least {MIN_SIZE_VOXELS}, as in 128,128,64, received {size!r}"
         )
@@ -169,7 +160,7 @@ def make_wide_phantom(seed: int, spacing: Sequence[float] = (2.0, 2.0, 2.0), reo
     check_whole("seed", seed, 0)
     check_grid((MIN_SIZE_VOXELS,) * 3, spacing)
     patient_seed, flip_seed, noise_seed = np.random.SeedSequence(seed).spawn(3)
-    patient, kind = draw_wide_patient(np.random.default_rng(patient_seed))
+    patient = draw_wide_patient(np.random.default_rng(patient_seed))
     scan, spacing = patient.scan, tuple(map(float, spacing))
     axes = _find_wide_axes(patient, spacing)
     image, label = paint(patient, axes, spacing[0] * 0.8)
@@ -182,7 +173,7 @@ def make_wide_phantom(seed: int, spacing: Sequence[float] = (2.0, 2.0, 2.0), reo
     description = {
         "phase": patient.phase,
         "view": scan.view,
-        "liver_kind": kind,
+        "liver_kind": patient.findings.liver_kind,
         "liver_hu": round(patient.hu["liver"], 1),
         "thickness_mm": round(scan.thickness_mm, 2),
         "noise_hu": round(scan.noise_hu, 1),

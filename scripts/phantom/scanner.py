@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from scripts.phantom.wide import WideScan
+from scripts.phantom.patient import WideScan
 
 AIR_HU, METAL_HU, SOFT_HU, BONE_HU = -1000.0, 2900.0, -200.0, 350.0
 
@@ -22,7 +22,7 @@ def acquire(
         spacing: millimetres.
         rng: of the noise.
     """
-    down, up = _slice_weights(image.shape[2], spacing[2], scan.thickness_mm, scan.thickness_mm * scan.increment)
+    down, up = slice_weights(image.shape[2], spacing[2], scan.thickness_mm, scan.thickness_mm * scan.increment)
     slices = image @ down.T if len(down) < image.shape[2] or scan.thickness_mm > spacing[2] else image.copy()
     for axis in (0, 1):
         ndimage.gaussian_filter1d(
@@ -43,7 +43,7 @@ def acquire(
     return slices @ up.T
 
 
-def _slice_weights(
+def slice_weights(
     count: int, spacing_mm: float, thickness_mm: float, increment_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """From ``count`` voxels along the body to slices (averages over their thickness), and back (linear)."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Points = Sequence[Sequence[float]]
+Box = tuple[slice, slice, slice]  # of voxels
 
 
 def smooth_min(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:

@@ -3,9 +3,9 @@
 import numpy as np
 
 from scripts.phantom.patient import Patient
+from scripts.phantom.shapes import Box
 from scripts.phantom.tissues import Part
 
-Box = tuple[slice, slice, slice]
 EVERYWHERE: Box = (slice(None),) * 3
 AIR_HU, GAS_HU = -1000.0, -940.0
 WARP_SLOPE = 0.045  # of the unit warp, per millimetre; three times the standard deviation

@@ -4,7 +4,7 @@ Draws on the same anatomy as `patient`, with wider ranges, and adds what that la
 livers of every shape, organs that touch, masses elsewhere that look like liver, all that a scanner does to an image.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from scripts.phantom.gut import draw_gut, draw_stomach
 from scripts.phantom.limbs import draw_limbs
 from scripts.phantom.liver import Liver, Tumour, draw_liver, draw_liver_vessels, draw_tumours
 from scripts.phantom.organs import draw_heart, draw_retroperitoneum, draw_whole_pelvis
-from scripts.phantom.patient import Findings, Patient, Table, turn_by
+from scripts.phantom.patient import Findings, Patient, Table, WideScan, turn_by
 from scripts.phantom.randomness import SmoothField, uniform
 from scripts.phantom.shapes import Capsule, Ellipsoid, bend, tube
 from scripts.phantom.tissues import PHASES, Part, draw_wide_hu
@@ -21,30 +21,8 @@ from scripts.phantom.trunk import WholeTrunk, draw_whole_trunk
 WIDE_PHASE_PROBABILITIES = (0.33, 0.17, 0.35, 0.15)
 VIEWS = ("liver", "torso", "slab", "pelvis", "chest", "head")
 VIEW_PROBABILITIES = (0.42, 0.19, 0.22, 0.07, 0.05, 0.05)
-
-
-@dataclass(frozen=True)
-class WideScan:
-    """How the patient is scanned, lengths in body millimetres before the patient's scale."""
-
-    view: str
-    low_mm: float
-    high_mm: float
-    field_of_view: tuple[float, float]  # relative to the body's width and depth
-    off_centre_mm: tuple[float, float]
-    thickness_mm: float
-    increment: float  # of the slices, relative to their thickness
-    blur_mm: float
-    sharpening: float
-    noise_hu: float
-    grain_mm: float
-    streaks: float  # relative to the noise
-    bands_hu: float  # dark bands between dense bones
-    shading_hu: float
-    metal: tuple[tuple[float, float, float], ...]  # where there is some, as shares of the grid
-    circle_hu: float | None  # outside the reconstructed circle
-    gain: float
-    offset_hu: float
+LIVER_KINDS = ("usual", "small", "large", "long", "right", "left")  # the last two are what a resection has left
+LIVER_KIND_PROBABILITIES = (0.66, 0.1, 0.1, 0.06, 0.04, 0.04)
 
 
 def _draw_view(rng: np.random.Generator, trunk: WholeTrunk) -> tuple[str, float, float]:
@@ -89,9 +67,8 @@ def _draw_scan(rng: np.random.Generator, trunk: WholeTrunk) -> WideScan:
         grain_mm=rng.uniform(0.5, 2.4),
         streaks=rng.uniform(0, 1.0) if rng.random() < 0.6 else 0.0,
         bands_hu=rng.uniform(0, 25) if rng.random() < 0.35 else 0.0,
-        shading_hu=rng.uniform(0, 10),
         metal=tuple(metal),
-        circle_hu=-1024.0 if rng.random() < 0.3 else None,
+        circle_hu=-1024.0 if rng.random(2)[1] < 0.3 else None,  # the first was once of use: seeds mean what they did
         gain=rng.normal(1, 0.02),
         offset_hu=rng.normal(0, 3),
     )
@@ -103,7 +80,7 @@ def _draw_wide_liver(
     """A liver of any shape and size, its gallbladder, and what is special about it."""
     width, depth = trunk.cavity_half_mm
     liver, gallbladder = draw_liver(rng, trunk, vessels, kidney)
-    kind = str(rng.choice(["usual", "small", "large", "long", "right", "left"], p=[0.66, 0.1, 0.1, 0.06, 0.04, 0.04]))
+    kind = str(rng.choice(LIVER_KINDS, p=LIVER_KIND_PROBABILITIES))
     size = {"small": rng.uniform(0.62, 0.85), "large": rng.uniform(1.1, 1.35)}.get(kind, rng.uniform(0.9, 1.1))
     a, b, c = np.array([rng.uniform(0.62, 0.84) * width, rng.uniform(0.95, 1.2) * depth, rng.uniform(74, 112)]) * size
     if kind == "long":
@@ -148,7 +125,6 @@ def _draw_wide_liver(
         liver,
         right=right,
         left=left,
-        visceral_normal=liver.visceral_normal,
         hilum_above_mm=rng.uniform(0, 36) + (60 if kind == "long" else 0),
         concavity_mm=rng.uniform(0, 34),
         roughness_mm=rng.uniform(0.8, 3.4),
@@ -213,8 +189,8 @@ def _draw_lookalikes(rng: np.random.Generator, trunk: WholeTrunk, hu: dict[str, 
     return parts
 
 
-def draw_wide_patient(rng: np.random.Generator) -> tuple[Patient, str]:
-    """Draw everything that is known of a patient and their scan before a grid is chosen; also the kind of liver."""
+def draw_wide_patient(rng: np.random.Generator) -> Patient:
+    """Draw everything that is known of a patient and their scan before a grid is chosen."""
     phase = str(rng.choice(PHASES, p=WIDE_PHASE_PROBABILITIES))
     hu = draw_wide_hu(rng, phase)
     trunk = draw_whole_trunk(rng)
@@ -252,7 +228,7 @@ def draw_wide_patient(rng: np.random.Generator) -> tuple[Patient, str]:
         Part(tube(duct, rng.uniform(1.5, 6)), hu["bile"]),
     ]
     overall = rng.uniform(0.86, 1.14) if rng.random() < 0.95 else rng.uniform(0.6, 0.86)
-    patient = Patient(
+    return Patient(
         phase=phase,
         hu=hu,
         trunk=trunk,
@@ -280,6 +256,7 @@ def draw_wide_patient(rng: np.random.Generator) -> tuple[Patient, str]:
             effusion_mm=rng.uniform(10, 90) if rng.random() < 0.15 else 0.0,
             shading_hu=rng.uniform(0, 8),
             liver_texture_hu=rng.uniform(0, 8),
+            liver_kind=kind,
             crowding=rng.uniform(-1.2, 0.8) if rng.random() < 0.55 else -np.inf,
         ),
         table=Table(
@@ -291,4 +268,3 @@ def draw_wide_patient(rng: np.random.Generator) -> tuple[Patient, str]:
         scan=_draw_scan(rng, trunk),
         limbs=tuple(limbs),
     )
-    return patient, kind

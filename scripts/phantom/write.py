@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from scripts.errors import InputError
 from scripts.files import written_whole
-from scripts.phantom.scan import check_grid, check_whole, make_phantom, make_wide_phantom
+from scripts.knobs import check_whole
+from scripts.phantom.scan import check_grid, make_phantom, make_wide_phantom
 
 VARIETIES = ("usual", "wide")
 
@@ -66,6 +67,11 @@ def write_phantoms(
     return paths
 
 
+def find_case_seed(seed: int, case: int) -> int:
+    """The seed of the phantom of case number ``case``."""
+    return int(np.random.SeedSequence([seed, case]).generate_state(1, np.uint64)[0])
+
+
 def _map_in_processes(
     write: Callable[[int], tuple[Path, Path]], cases: int, processes: int
 ) -> Iterator[tuple[Path, Path]]:
@@ -81,7 +87,7 @@ def _write_case(
     variety: str,
     case: int,
 ) -> tuple[Path, Path]:
-    case_seed = int(np.random.SeedSequence([seed, case]).generate_state(1, np.uint64)[0])
+    case_seed = find_case_seed(seed, case)
     if variety == "wide":
         phantom = make_wide_phantom(case_seed, spacing or (2.0, 2.0, 2.0))
         with written_whole(folder / f"phantom-{case}.json") as temporary:
