@@ -5,11 +5,13 @@ RUN = $(VENV)/bin/python
 TOOLS = $(VENV)/tools/bin/python
 BUNDLE = $(RUN) -m monai.bundle run
 DEMO = runs/demo
+PRETRAIN = runs/pretrain
 
-.PHONY: help venv demo test test-slow bundle lint lock audit clean
+.PHONY: help venv demo pretrain test test-slow bundle lint lock audit clean
 
 help:
 	@echo "make demo       train a small network on generated scans, measure it, use it: minutes on a CPU"
+	@echo "make pretrain   train weights for real CTs on generated ones alone: hours on a CPU"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take long"
 	@echo "make bundle     pack the bundle into one zip in dist/, with the weights if there are any"
@@ -39,6 +41,11 @@ demo: venv
 	@echo "Curves of the training:              $(DEMO)/training.csv, $(DEMO)/validation.csv"
 	@echo "Mask of a new scan:                  $(DEMO)/inference/volume-0_seg.nii.gz, volumes in volumes.csv"
 	@echo "A picture of it:                     $(DEMO)/inference/volume-0_seg.png"
+
+pretrain: venv
+	$(RUN) -m scripts.phantom --output_dir $(PRETRAIN)/cases --cases 400 --seed 0 --variety wide --spacing_mm 2.5 --processes 2
+	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json']" --dataset_dir $(PRETRAIN)/cases
+	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/pretrain.json','configs/evaluate.json']" --dataset_dir $(PRETRAIN)/cases
 
 test: venv
 	$(RUN) -m pytest -m "not slow"
