@@ -53,7 +53,7 @@ def test_the_zip_has_the_bundle_and_nothing_else(copy, tmp_path):
         assert archive.read(f"{NAME}/metadata.json") == archive.read(f"{NAME}/configs/metadata.json")
     assert all(name.startswith(f"{NAME}/") for name in names)
     tops = {name.split("/")[1] for name in names}
-    assert {"configs", "scripts", "models", "docs", "LICENSE", "metadata.json", "README.md", SUMS} <= tops
+    assert {"configs", "scripts", "models", "docs", "LICENSE", "Makefile", "metadata.json", "README.md", SUMS} <= tops
     assert not [name for name in names if "tests" in name or "pycache" in name or "hidden" in name]
     assert f"{NAME}/scripts/report/page.html.j2" in names
     assert f"{NAME}/scripts/phantom/painting.py" in names
