@@ -1,5 +1,6 @@
 """How several processes that `torchrun` started do one piece of work: a training, or the evaluation of one network."""
 
+import datetime
 import logging
 import os
 from typing import Any
@@ -21,8 +22,17 @@ def local_device() -> torch.device:
     return torch.device("cpu")
 
 
-def join(device: torch.device | str) -> None:
+def own_shard() -> str:
+    """Return which part of the images is this process's, such as ``"0/4"``: see `scripts.records.own_images`."""
+    return f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
+
+
+def join(device: torch.device | str, timeout_hours: float | None = None) -> None:
     """Meet the other processes: by NCCL on GPUs, by gloo on CPUs. All but the first keep their log to warnings.
+
+    Args:
+        device: of this process.
+        timeout_hours: for which one waits for another; None for PyTorch's default.
 
     Raises:
         InputError: if this process was not started by ``torchrun``.
@@ -32,7 +42,8 @@ def join(device: torch.device | str) -> None:
         raise InputError("multi_gpu_*.json: are for several processes; start them by torchrun: docs/many_machines.md")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    timeout = None if timeout_hours is None else datetime.timedelta(hours=timeout_hours)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     if idist.get_rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
 

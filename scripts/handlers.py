@@ -115,8 +115,10 @@ class BatchNormRecalibration:
         self.network.train(was_training)
 
 
-class WeightsLoader:
+class WeightsCheckpointLoader:
     """Loads a network's weights, a state dict alone, before an engine runs; checks their sum, if it lies beside them.
+
+    Federated clients, which get their weights from elsewhere, leave out handlers with ``CheckpointLoader`` in the name.
 
     Args:
         network: the network.

@@ -22,6 +22,13 @@ MAX_HEADER_LINES = 1000
 ZLIB_OR_GZIP = 47  # the window size that makes zlib take both
 
 
+def output_name(path: str | os.PathLike) -> str:
+    """Return the name of an image (a file or a DICOM folder) without folders and suffix, as in its outputs' names."""
+    name = os.path.basename(os.path.normpath(path))
+    suffix = next((s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
+
+
 def explain_unreadable(error: Exception) -> str:
     """Return why reading a file failed, and what to do, in words that follow its name."""
     if isinstance(error, PermissionError):

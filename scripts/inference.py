@@ -3,13 +3,13 @@
 Preprocessing, sliding window and postprocessing themselves are MONAI's, declared in ``configs/inference.json``.
 """
 
-import json
 import logging
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
 import torch
@@ -29,20 +29,14 @@ from tqdm import tqdm
 
 from scripts.cases import find_grid_errors, find_hu_errors
 from scripts.errors import InputError, find_input_error
-from scripts.files import write_table, written_whole
-from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, explain_unreadable
+from scripts.files import written_whole
+from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, explain_unreadable, output_name
 from scripts.inferers import DeviceInferer
 from scripts.preview import draw_preview
+from scripts.records import Records
 from scripts.scans import MODALITY, check_file, is_dicom
 
 logger = logging.getLogger(__name__)
-
-
-def output_name(path: PathLike) -> str:
-    """Return the name of an image (a file or a DICOM folder) without folders and suffix, as in its outputs' names."""
-    name = os.path.basename(os.path.normpath(path))
-    suffix = next((s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
-    return name[: len(name) - len(suffix)]
 
 
 def name_output(metadata: Mapping[str, Any], saver: Any) -> dict[str, Any]:
@@ -235,6 +229,7 @@ class ImageProgressBar:
         """Show the progress of the evaluator ``engine``."""
         if len(self.batches.dataset) > 1:
             self.inferer.progress = False
+        if len(self.batches.dataset) > 1 and idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
             engine.add_event_handler(Events.COMPLETED, lambda: self.bar.close())
@@ -251,22 +246,28 @@ class ImageProgressBar:
 class FailureReport:
     """At the end of an inference, says which images were left out (``failed.csv``) and fails, if there are any.
 
-    So it does if all were, or if the inference ends by another error.
+    So it does if all were, or if the inference ends by another error. Of several processes none ends before all are
+    done, as `torchrun` stops the others if one fails.
 
     Args:
         batches: of the evaluator.
-        output_dir: where the table is written.
+        records: of the inference, which write the table.
     """
 
-    def __init__(self, batches: ImageBatches, output_dir: PathLike):
+    def __init__(self, batches: ImageBatches, records: Records):
         self.batches = batches
-        self.path = Path(output_dir) / "failed.csv"
+        self.records = records
 
     def attach(self, engine: Engine) -> None:
         """Report at the end of the evaluator ``engine``."""
-        engine.add_event_handler(Events.STARTED, lambda: self.path.unlink(missing_ok=True))
         engine.add_event_handler(Events.COMPLETED, self)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.end)
+
+    def write(self) -> None:
+        """Write the table."""
+        for failure in self.batches.failures:
+            self.records.write(failure)
+        self.records.write_tables()
 
     def __call__(self, engine: Engine) -> None:
         """Write the table.
@@ -274,18 +275,19 @@ class FailureReport:
         Raises:
             InputError: if an image was left out.
         """
+        self.write()
+        idist.barrier()
         failures, images = self.batches.failures, len(self.batches.dataset)
         if failures:
-            write_table(self.path, failures)
-            found = f"{len(failures)} of {images} images were not segmented, see {self.path}; the first: "
+            path = self.records.output_dir / "failed.csv"
+            found = f"{len(failures)} of {images} images were not segmented, see {path}; the first: "
             raise InputError(f"{found if images > 1 else ''}{failures[0]['reason']}")
 
     def end(self, engine: Engine, error: Exception) -> None:
         """Write the table, and raise ``error`` again unless it says that no image could be read."""
         if len(self.batches.failures) == len(self.batches.dataset):
             self(engine)
-        if self.batches.failures:
-            write_table(self.path, self.batches.failures)
+        self.write()
         raise error
 
 
@@ -322,23 +324,22 @@ class CaseReports:
     """After each image of an inference: volumes in ml (``volumes.csv``, ``volumes.json``) and a preview picture.
 
     Args:
-        output_dir: where the tables are written; previews lie beside the masks.
+        records: of the inference, which write the tables; previews lie beside the masks.
         class_names: of all classes, background first.
         reader: to read the image again for its preview.
         preview: whether pictures are made.
     """
 
-    def __init__(self, output_dir: PathLike, class_names: Sequence[str], reader: ImageReader, preview: bool = True):
-        self.output_dir = Path(output_dir)
+    def __init__(self, records: Records, class_names: Sequence[str], reader: ImageReader, preview: bool = True):
+        self.records = records
         self.class_names = tuple(class_names)
         self.load_image = LoadImage(reader=reader, image_only=True)
         self.preview = preview
-        self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
         """Report on every image of the evaluator ``engine``."""
-        engine.add_event_handler(Events.STARTED, lambda: self.rows.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda: self.records.write_tables())
 
     def __call__(self, engine: Engine) -> None:
         """Add the images of this iteration to the tables, and draw them."""
@@ -352,10 +353,6 @@ class CaseReports:
             for index, name in enumerate(self.class_names[1:], start=1):
                 voxels = int((classes == index).count_nonzero())
                 row |= {f"{name}_voxels": voxels, f"{name}_ml": round(voxels * voxel_ml, 3)}
-            self.rows.append(row)
-            write_table(self.output_dir / "volumes.csv", self.rows)
-            with written_whole(self.output_dir / "volumes.json") as path:
-                path.write_text(json.dumps(self.rows, indent=2) + "\n", encoding="utf-8")
             volumes = ", ".join(f"{name} {row[f'{name}_ml']:.0f} ml" for name in self.class_names[1:])
             logger.info("%s: %s -> %s", source, volumes, mask_path)
             if self.preview:
@@ -363,3 +360,5 @@ class CaseReports:
                 picture = mask_path.with_name(f"{output_name(mask_path)}.png")
                 title = f"{output_name(source)}: {volumes}"
                 draw_preview(image, classes, mask.affine, self.class_names, picture, title)
+            self.records.write(row)  # when all of it is done
+            self.records.write_tables(at_once=False)

@@ -177,6 +177,7 @@ class RunManifest:
         checksums: read all files for their SHA-256 sums; those of an earlier manifest at ``path`` are kept where size
             and time of the file are the same.
         resume: keep the earlier manifest's facts as ``earlier``.
+        each_process: of several processes each writes a file of its own, not the first alone.
     """
 
     def __init__(
@@ -186,21 +187,24 @@ class RunManifest:
         weights: str | os.PathLike | None = None,
         checksums: bool = True,
         resume: bool = False,
+        each_process: bool = False,
     ):
         self.path = Path(path)
         self.datasets = dict(datasets)
         self.weights = weights
         self.checksums = checksums
         self.resume = resume
+        self.each_process = each_process
         self.parser = find_parser()
 
     def attach(self, engine: Engine) -> None:
         """Write when ``engine`` starts."""
         engine.add_event_handler(Events.STARTED, self)
 
-    @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
-        """Write the file; of several processes the first does."""
+        """Write the file."""
+        if idist.get_rank() > 0 and not self.each_process:
+            return
         before = read_manifest(self.path)
         weights = _describe_file(Path(self.weights), None, self.checksums) if self.weights else None
         manifest = {
@@ -217,8 +221,7 @@ class RunManifest:
         manifest |= describe_data(items, before.get("files"), self.checksums)
         if self.resume and before:
             starts = [*before.pop("earlier", []), before]
-            manifest["earlier"] = [
-                {key: value for key, value in start.items() if key not in ("data", "files")} for start in starts
-            ]
+            same = [key for key in ("data", "files") if before[key] == manifest[key]]
+            manifest["earlier"] = [{key: value for key, value in start.items() if key not in same} for start in starts]
         with written_whole(self.path) as temporary:
             temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

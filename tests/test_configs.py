@@ -27,6 +27,7 @@ OVERLAYS = {  # overlay → the configs it lies over
     "warmup": ["train"],
     "multi_gpu_train": ["train"],
     "multi_gpu_evaluate": ["train"],
+    "multi_gpu_inference": ["inference"],
     "plain": ["inference"],
     "openvino": ["inference"],
     "tensorrt": ["inference"],
@@ -42,6 +43,7 @@ NEW_KEYS = {
     "warmup": {"warmup_epochs"},
     "multi_gpu_train": {"validate::dataloader::sampler", "train::dataloader::sampler", "finalize"},
     "multi_gpu_evaluate": {"validate::dataloader::sampler", "finalize"},
+    "multi_gpu_inference": {"finalize"},
     "evaluate": {"section", "evaluation_dir", "save_predictions", *FINISHING, "evaluating"},
     "openvino": {"handlers::0::_disabled_"},
     "tensorrt": {"trt_args"},
@@ -59,7 +61,7 @@ def parser(*names, **overrides):
 
 
 def test_every_config_is_a_base_or_a_known_overlay():
-    names = {path.stem for path in CONFIGS.glob("*.json")} - {"metadata", "ablation"}
+    names = {path.stem for path in CONFIGS.glob("*.json")} - {"metadata", "ablation", "mlflow"}
     assert names == {*BASES, *OVERLAYS}
 
 

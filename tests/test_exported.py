@@ -93,7 +93,7 @@ def test_the_handler_that_openvino_json_leaves_out_is_the_one_that_loads_weights
     left_out = [
         handler["_target_"] for handler in ConfigParser(config)["handlers"] if handler.get("_disabled_") is True
     ]
-    assert left_out == ["scripts.handlers.WeightsLoader"]
+    assert left_out == ["scripts.handlers.WeightsCheckpointLoader"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there TensorRT may be used")

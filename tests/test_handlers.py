@@ -33,7 +33,7 @@ from scripts.handlers import (
     NextSteps,
     RunCheckpoint,
     RunFacts,
-    WeightsLoader,
+    WeightsCheckpointLoader,
     existing_file,
     peak_memory_mb,
 )
@@ -539,7 +539,7 @@ def test_weights_are_loaded_when_the_engine_starts(tmp_path):
     trained, network = make_network(), make_network()
     torch.save(trained.state_dict(), tmp_path / "model.pt")
     engine = Engine(lambda engine, batch: None)
-    WeightsLoader(network, tmp_path / "model.pt").attach(engine)
+    WeightsCheckpointLoader(network, tmp_path / "model.pt").attach(engine)
     engine.run([0])
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), network.parameters(), strict=True))
 
@@ -548,7 +548,7 @@ def test_weights_are_loaded_when_the_engine_starts(tmp_path):
 def test_weights_of_another_network_are_refused_in_one_line(tmp_path, content):
     torch.save(content, tmp_path / "model.pt")
     engine = Engine(lambda engine, batch: None)
-    WeightsLoader(make_network(), tmp_path / "model.pt").attach(engine)
+    WeightsCheckpointLoader(make_network(), tmp_path / "model.pt").attach(engine)
     with pytest.raises(
         InputError, match=r"model\.pt: not weights of this network; give the configs, --target"
     ) as error:

@@ -192,7 +192,7 @@ def test_volumes_previews_and_probabilities_are_written(tmp_path, infer):
         assert probability.get_data_dtype() == np.float32
         expected = np.asarray(nib.load(folder / "a_seg.nii.gz").dataobj)
         np.testing.assert_allclose(np.asarray(probability.dataobj), expected, atol=1e-3)
-    assert len([path for path in out.rglob("*") if path.is_file()]) == 9  # with the manifest
+    assert len([path for path in out.rglob("*") if path.is_file()]) == 11  # with the manifest and two records
 
 
 def test_no_preview_and_no_probabilities_are_written_unless_wanted(tmp_path, infer):
@@ -201,6 +201,7 @@ def test_no_preview_and_no_probabilities_are_written_unless_wanted(tmp_path, inf
     assert sorted(path.name for path in out.iterdir()) == [
         "a_seg.nii.gz",
         "inference_manifest.json",
+        "records",
         "volumes.csv",
         "volumes.json",
     ]

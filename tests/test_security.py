@@ -25,7 +25,7 @@ from scripts.cases import Case, check_case, find_cases
 from scripts.convert_released_weights import convert
 from scripts.errors import InputError, find_input_error
 from scripts.files import write_table, write_weights
-from scripts.handlers import RunCheckpoint, WeightsLoader
+from scripts.handlers import RunCheckpoint, WeightsCheckpointLoader
 from scripts.report.__main__ import write_report
 from scripts.report.read import CASE_METRICS, METRICS
 from tests import ROOT
@@ -88,7 +88,7 @@ BOMBS = {
     "a bare pickle": pickle.dumps,
 }
 READERS = {
-    "weights": lambda path: WeightsLoader(torch.nn.Linear(1, 1), path)(None),
+    "weights": lambda path: WeightsCheckpointLoader(torch.nn.Linear(1, 1), path)(None),
     "a checkpoint to resume": lambda path: RunCheckpoint({}, path, resume=True).load(Engine(lambda *_: None)),
     "a checkpoint to convert": lambda path: convert(str(path), str(path.parent / "model.pt")),
     "an image of a datalist": lambda path: check_file(path),

@@ -1,0 +1,150 @@
+"""What became of each image of an inference: one small file each, so that processes and later runs can share a folder.
+
+The tables of all images (``volumes.csv``, ``volumes.json``, ``failed.csv``) are made of these.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+
+from scripts.errors import InputError
+from scripts.files import sha256, write_table, written_whole
+from scripts.headers import output_name
+from scripts.manifest import find_parser, merged_config
+from scripts.settings import read_settings
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "records"
+HIDDEN = ("made_with", "file")  # of what is in a record, but not in a table
+SECONDS = 10  # between two writings of the tables
+# what masks do not depend on, nor on where it is set
+WITHOUT_EFFECT = (
+    "bundle_root", "dataset_dir", "output_dir", "ckpt_path", "shard", "skip_done", "preview", "probabilities", "device",
+    "checksums", "sw_batch_size", "handlers", "initialize", "finalize", "_desc_",
+)  # fmt: skip
+
+
+class Records:
+    """The records of an inference, and its tables.
+
+    Build it by a config: it looks for the parser that is doing so, see `find_parser`.
+
+    Args:
+        output_dir: of the inference; records are in its folder ``records``.
+        images_root: folder relative to which outputs, and records, keep their subfolders.
+        weights: of the network.
+    """
+
+    def __init__(self, output_dir: PathLike, images_root: PathLike, weights: PathLike):
+        self.output_dir = Path(output_dir)
+        self.images_root = Path(images_root)
+        parser = find_parser()
+        config = {k: v for k, v in merged_config(parser).items() if k not in WITHOUT_EFFECT} if parser else None
+        sums = [sha256(weights) if os.path.isfile(weights) else None, read_settings(weights)]
+        self.made_with = hashlib.sha256(json.dumps([config, sums], sort_keys=True).encode()).hexdigest()
+        self.written = -SECONDS
+
+    def path(self, image: PathLike) -> Path:
+        """Return where the record of an image is."""
+        name = os.path.relpath(os.path.normpath(image), self.images_root)
+        return self.output_dir / FOLDER / os.path.dirname(name) / f"{output_name(name)}.json"
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write what became of ``row["image"]``: its ``mask`` and volumes, or the ``reason`` why it has none."""
+        with written_whole(self.path(row["image"])) as temporary:
+            hidden = {"made_with": self.made_with}
+            if "mask" in row:
+                hidden["file"] = os.path.relpath(row["mask"], self.output_dir)
+            temporary.write_text(json.dumps({**row, **hidden}, indent=2) + "\n", encoding="utf-8")
+
+    def is_done(self, image: PathLike) -> bool:
+        """Return whether the image has a mask, made with this config and these weights."""
+        record = self._read(self.path(image))
+        return record is not None and "mask" in record and record["made_with"] == self.made_with
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """Return a record, None if it cannot be read, or if the mask, or the image that has none, is gone."""
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            is_there = os.path.exists(self.output_dir / record["file"] if "mask" in record else record["image"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return record if is_there else None
+
+    def read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the rows of all images that have a mask, and of those that are there but have none, by path."""
+        found = [record for path in (self.output_dir / FOLDER).rglob("*.json") if (record := self._read(path))]
+        found.sort(key=lambda record: record["image"])
+        rows = [{key: value for key, value in record.items() if key not in HIDDEN} for record in found]
+        return [row for row in rows if "mask" in row], [row for row in rows if "mask" not in row]
+
+    def write_tables(self, at_once: bool = True) -> None:
+        """Write the tables of all images, those of other processes and earlier runs too.
+
+        Args:
+            at_once: also if they were written a moment ago, and until no other process has added anything meanwhile.
+        """
+        if not at_once and time.monotonic() < self.written + SECONDS:
+            return
+        rows = None
+        while rows != (rows := self.read()):
+            done, failed = rows
+            if done:
+                columns = dict.fromkeys(key for row in done for key in row)
+                table = [{key: row.get(key, "") for key in columns} for row in done]
+                write_table(self.output_dir / "volumes.csv", table)
+                with written_whole(self.output_dir / "volumes.json") as path:
+                    path.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+            if failed:
+                write_table(self.output_dir / "failed.csv", failed)
+            else:
+                (self.output_dir / "failed.csv").unlink(missing_ok=True)
+            if not at_once:
+                break
+        self.written = time.monotonic()
+
+
+def own_images(
+    images: Sequence[Mapping[str, str]], records: Records, shard: str = "0/1", skip_done: bool = False
+) -> list[Mapping[str, str]]:
+    """Return the part of ``images`` that this process has to do.
+
+    Args:
+        images: of all processes, in the same order in each.
+        records: what is done already.
+        shard: ``"0/4"``, ``"1/4"``, ... for the first, the second, ... of four processes.
+        skip_done: leave out images that have a mask which was made with the same config and weights.
+
+    Raises:
+        InputError: if ``shard`` is nothing like that.
+    """
+    index, count = parse_shard(shard)
+    own = list(images)[index::count]
+    left = [item for item in own if not (skip_done and records.is_done(item["image"]))]
+    if len(left) < len(images):
+        logger.info(
+            "%d of %d images are this process's, of which %d are done", len(own), len(images), len(own) - len(left)
+        )
+    return left
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """Return the number of this process and the number of all. Raises `InputError` unless it is like ``"0/4"``."""
+    index, _, count = str(shard).partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise InputError(f"shard: {shard!r} is no part of all; write 0/4, 1/4, 2/4 or 3/4 for the parts of four")
+    return int(index), int(count)
+
+
+def manifest_name(shard: str) -> str:
+    """Return the name of this process's manifest."""
+    index, count = parse_shard(shard)
+    return "inference_manifest.json" if count == 1 else f"inference_manifest-{index}-of-{count}.json"

@@ -1,0 +1,178 @@
+"""What is done is known, by whichever process and run it was done; the tables have all of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import run
+
+from scripts.errors import InputError, find_input_error
+from scripts.records import Records, own_images, parse_shard
+from tests import ROOT
+from tests.test_inference import make_image, make_mask, save_nifti, truncated
+from tests.test_workflows import read_json, table
+
+SHAPE = (24, 20, 16)
+NAMES = ("a", "b", "sub/c", "sub/d", "e")
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Five scans, each with another volume of liver."""
+    for number, name in enumerate(NAMES):
+        mask = make_mask(SHAPE)
+        mask[:number] = True
+        save_nifti(tmp_path / "archive" / f"{name}.nii.gz", make_image(mask))
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+def infer(tmp_path, archive):
+    """Run configs/inference.json with an oracle; return the folder of the results."""
+    torch.save({}, tmp_path / "model.pt")
+
+    def infer_archive(output_dir="out", **overrides):
+        settings = {
+            "network_def": {"_target_": "tests.oracle.ThresholdOracle", "threshold": 75 / 200},
+            "bundle_root": str(ROOT), "dataset_dir": str(archive), "output_dir": str(tmp_path / output_dir),
+            "ckpt_path": str(tmp_path / "model.pt"), "device": "cpu", "amp": False, "preview": False, "check_hu": False,
+        }  # fmt: skip
+        run(config_file=str(ROOT / "configs/inference.json"), **settings | overrides)
+        return tmp_path / output_dir
+
+    return infer_archive
+
+
+def names_in(rows):
+    return [row["image"].rpartition("archive/")[2].removesuffix(".nii.gz") for row in rows]
+
+
+def times(out):
+    return {path.name[0]: path.stat().st_mtime_ns for path in out.rglob("*_seg.nii.gz")}
+
+
+def test_a_second_inference_into_a_folder_keeps_the_rows_and_the_manifest_of_the_first(archive, infer):
+    out = infer(dataset_dir=str(archive / "a.nii.gz"))
+    infer(dataset_dir=str(archive / "b.nii.gz"))
+    rows = table(out / "volumes.csv")
+    assert names_in(rows) == names_in(read_json(out / "volumes.json")) == ["a", "b"]
+    assert int(rows[1]["liver_voxels"]) == int(rows[0]["liver_voxels"]) + SHAPE[1] * SHAPE[2]
+    manifest = read_json(out / "inference_manifest.json")
+    assert manifest["data"] == {"images": [{"image": ["b.nii.gz"]}]}
+    assert [start["data"] for start in manifest["earlier"]] == [{"images": [{"image": ["a.nii.gz"]}]}]
+
+
+def test_shards_in_any_order_give_the_tables_of_one_process(infer):
+    whole = infer("whole")
+    assert names_in(table(whole / "volumes.csv")) == sorted(NAMES)
+    for shard in ("2/3", "0/3", "1/3"):
+        parts = infer("parts", shard=shard)
+    for name in ("volumes.csv", "volumes.json"):
+        text = (parts / name).read_text(encoding="utf-8")
+        assert text.replace("/parts/", "/whole/") == (whole / name).read_text(encoding="utf-8")
+    images = [
+        item["image"][0]
+        for number in range(3)
+        for item in read_json(parts / f"inference_manifest-{number}-of-3.json")["data"]["images"]
+    ]
+    assert len(images) == len(NAMES)
+
+
+def test_what_is_done_is_skipped_if_asked_and_what_failed_is_tried_again(archive, infer, tmp_path):
+    good = (archive / "b.nii.gz").read_bytes()
+    truncated(archive / "b.nii.gz")
+    with pytest.raises(Exception) as caught:
+        infer()
+    assert "1 of 5 images were not segmented" in str(find_input_error(caught.value))
+    out = tmp_path / "out"
+    assert names_in(table(out / "failed.csv")) == ["b"]
+    (archive / "b.nii.gz").write_bytes(good)
+    (out / "sub/c_seg.nii.gz").unlink()
+    before = times(out)
+    infer(skip_done="true")
+    after = times(out)
+    assert {name for name in after if after[name] != before.get(name)} == {"b", "c"}
+    assert names_in(table(out / "volumes.csv")) == sorted(NAMES)
+    assert not (out / "failed.csv").exists()
+    infer(skip_done=True)  # nothing is left to do
+    assert times(out) == after
+    assert names_in(table(out / "volumes.csv")) == sorted(NAMES)
+
+
+def test_masks_of_other_settings_or_weights_are_not_taken_for_done(infer, tmp_path):
+    out = infer()
+    first = times(out)
+    infer(skip_done=True, preview=True, shard="0/1")  # of no effect on masks
+    assert times(out) == first
+    infer(skip_done=True, fill_holes=True)
+    second = times(out)
+    assert all(second[name] != first[name] for name in first)
+    torch.save({"_metadata": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(Exception) as caught:  # it goes about them all, and the oracle does not take these weights
+        infer(skip_done=True, fill_holes=True)
+    assert "model.pt: not weights of this network" in str(find_input_error(caught.value))
+
+
+def test_a_shard_without_images_ends_well(infer):
+    out = infer(shard="6/7")
+    assert list(out.glob("*")) == [out / "inference_manifest-6-of-7.json"]
+
+
+def test_columns_of_several_targets_are_side_by_side(tmp_path):
+    records = Records(tmp_path / "out", tmp_path, tmp_path / "none.pt")
+    for name, volumes in (("b", {"liver_ml": 2.0}), ("a", {"liver_ml": 1.0, "tumor_ml": 0.5})):
+        mask = tmp_path / "out" / f"{name}_seg.nii.gz"
+        mask.parent.mkdir(exist_ok=True)
+        mask.touch()
+        records.write({"image": str(tmp_path / f"{name}.nii.gz"), "mask": str(mask)} | volumes)
+    records.write_tables()
+    rows = [(row["mask"][-12:], row["liver_ml"], row["tumor_ml"]) for row in table(tmp_path / "out/volumes.csv")]
+    assert rows == [("a_seg.nii.gz", "1", "0.5"), ("b_seg.nii.gz", "2", "")]
+
+
+def test_what_another_process_adds_while_the_tables_are_written_is_in_them(tmp_path, monkeypatch):
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    rows = [{"image": name, "mask": name, "liver_ml": 1} for name in "ab"]
+    readings = iter([(rows[:1], []), (rows, []), (rows, [])])
+    monkeypatch.setattr(records, "read", lambda: next(readings))
+    records.write_tables()
+    assert [row["image"] for row in table(tmp_path / "volumes.csv")] == ["a", "b"]
+
+
+def test_a_record_that_was_cut_off_counts_for_nothing(tmp_path):
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    (tmp_path / "ct.nii").touch()
+    records.write({"image": str(tmp_path / "ct.nii"), "reason": "damaged"})
+    assert len(records.read()[1]) == 1
+    path = records.path(tmp_path / "ct.nii")
+    assert json.loads(path.read_text(encoding="utf-8"))["reason"] == "damaged"
+    path.write_bytes(path.read_bytes()[:20])
+    assert records.read() == ([], [])
+    assert not records.is_done(tmp_path / "ct.nii")
+
+
+def test_each_image_is_in_one_shard(tmp_path):
+    images = [{"image": str(tmp_path / str(number))} for number in range(7)]
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    shards = [own_images(images, records, f"{index}/3") for index in range(3)]
+    assert [len(shard) for shard in shards] == [3, 2, 2]
+    assert sorted(item["image"] for shard in shards for item in shard) == [item["image"] for item in images]
+
+
+@pytest.mark.parametrize("shard", ["4/4", "1", "a/b", "-1/4", "1/0", ""])
+def test_what_is_no_shard_is_refused(shard):
+    with pytest.raises(InputError, match=r"^shard: '.*' is no part of all; write 0/4, 1/4, 2/4 or 3/4 for the parts"):
+        parse_shard(shard)
+
+
+def test_volumes_are_those_of_the_masks(infer):
+    rows = table(infer() / "volumes.csv")
+    counts = []
+    for number in range(len(NAMES)):
+        mask = make_mask(SHAPE)
+        mask[:number] = True
+        counts.append(np.count_nonzero(mask))
+    assert {name: int(row["liver_voxels"]) for name, row in zip(names_in(rows), rows, strict=True)} == dict(
+        zip(NAMES, counts, strict=True)
+    )
