@@ -10,8 +10,8 @@ import pytest
 from scipy import ndimage
 
 from scripts.errors import InputError
-from scripts.phantom import Phantom, make_wide_phantom, paint, write_phantoms
-from scripts.phantom.scanner import acquire, limit_to_circle, slice_weights
+from scripts.phantom import Phantom, make_wide_phantom, paint, scan, write_phantoms
+from scripts.phantom.scanner import acquire, find_outside_of_circle, slice_weights
 from scripts.phantom.shapes import Ellipsoid
 from scripts.phantom.slab import Slab
 from scripts.phantom.tissues import PHASES, draw_wide_hu
@@ -216,12 +216,25 @@ def test_metal_shines_and_throws_streaks_into_its_slices_only():
     assert not image[..., 25:].any()
 
 
-def test_outside_the_circle_is_nothing_but_padding():
-    image = np.zeros((41, 41, 2), np.float32)
-    limit_to_circle(image, (1.0, 1.0, 1.0), -1024.0)
-    assert (image[0, 0] == -1024).all()
-    assert (image[20, 0] == 0).all()
-    assert np.mean(image[..., 0] == 0) == pytest.approx(np.pi / 4, abs=0.05)
+def test_outside_the_circle_are_the_corners_of_the_grid():
+    outside = find_outside_of_circle((41, 41, 2), (1.0, 1.0, 1.0))
+    assert outside[0, 0]
+    assert not outside[20, 0]
+    assert np.mean(~outside) == pytest.approx(np.pi / 4, abs=0.05)
+
+
+def test_what_is_not_reconstructed_is_not_labelled(monkeypatch):
+    patient = draw_patient(0)
+    narrow = replace(patient.scan, view="liver", low_mm=-150, high_mm=0, field_of_view=(0.5, 0.5))
+    narrow = replace(narrow, off_centre_mm=(-70.0, 20.0))  # in the middle of the liver
+    for circle_hu, is_seen in ((-1024.0, False), (None, True)):
+        scanned = replace(patient, scan=replace(narrow, circle_hu=circle_hu))
+        monkeypatch.setattr(scan, "draw_wide_patient", lambda _, scanned=scanned: scanned)
+        phantom = make_wide_phantom(0, (4.0, 4.0, 4.0), reorient=False)
+        corners = find_outside_of_circle(phantom.image.shape, (4.0, 4.0, 4.0))
+        assert (phantom.label[corners] > 0).any() == is_seen
+        assert (phantom.image[corners] == -1024).all() != is_seen
+        assert phantom.description["liver_ml"] == pytest.approx((phantom.label > 0).sum() * 0.064, abs=0.01)
 
 
 # --- files -------------------------------------------------------------------------------------------------------

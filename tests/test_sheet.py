@@ -12,6 +12,7 @@ def write_case(folder, name: str, liver: bool) -> None:
     image[5:25, 5:15] = 40
     label = np.zeros(image.shape, np.uint8)
     label[8:16, 7:12, 4:12] = liver
+    label[10:14, 7:11, 4:10] *= 2
     for kind, voxels in (("volume", image), ("segmentation", label)):
         nib.save(nib.Nifti1Image(voxels, np.diag([3.0, 3.0, 5.0, 1.0])), folder / f"{kind}-{name}.nii.gz")
 
@@ -20,7 +21,11 @@ def is_red(picture: np.ndarray) -> np.ndarray:
     return (picture[..., 0] > 0.8) & (picture[..., 1] < 0.5) & (picture[..., 2] < 0.5)
 
 
-def test_a_sheet_outlines_the_liver_in_both_planes_and_shows_a_case_without_one(tmp_path):
+def is_yellow(picture: np.ndarray) -> np.ndarray:
+    return (picture[..., 0] > 0.8) & (picture[..., 1] > 0.6) & (picture[..., 2] < 0.4)
+
+
+def test_a_sheet_outlines_liver_and_tumour_in_both_planes_and_shows_a_case_without_one(tmp_path):
     write_case(tmp_path, "0", liver=True)
     write_case(tmp_path, "1", liver=False)
     draw_sheet(tmp_path, tmp_path / "sheet.png")
@@ -29,6 +34,7 @@ def test_a_sheet_outlines_the_liver_in_both_planes_and_shows_a_case_without_one(
     cell = width // 6
     for rows in (slice(0, height // 2), slice(height // 2, height)):
         assert is_red(picture[rows, :cell]).any()
+        assert is_yellow(picture[rows, :cell]).any()
         assert not is_red(picture[rows, cell : 2 * cell]).any()
         assert (picture[rows, cell : 2 * cell] > 0.4).any()
         assert not (picture[rows, 3 * cell :] > 0.1).any()

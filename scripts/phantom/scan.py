@@ -11,7 +11,7 @@ from scripts.errors import InputError
 from scripts.knobs import check_whole, is_whole
 from scripts.phantom.painting import paint
 from scripts.phantom.patient import Patient, draw_patient
-from scripts.phantom.scanner import acquire, limit_to_circle
+from scripts.phantom.scanner import acquire, find_outside_of_circle
 from scripts.phantom.wide import draw_wide_patient
 
 MIN_SIZE_VOXELS = 32
@@ -167,7 +167,8 @@ def make_wide_phantom(seed: int, spacing: Sequence[float] = (2.0, 2.0, 2.0), reo
     image = acquire(image, scan, spacing, np.random.default_rng(noise_seed))
     image = image * scan.gain + scan.offset_hu + (scan.gain - 1) * 1000
     if scan.circle_hu is not None:
-        limit_to_circle(image, spacing, scan.circle_hu)
+        outside = find_outside_of_circle(image.shape, spacing)
+        image[outside], label[outside] = scan.circle_hu, 0
     image = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
     flips = np.random.default_rng(flip_seed).random(3) < FLIP_PROBABILITIES if reorient else None
     description = {

@@ -97,7 +97,7 @@ def _add_metal(
         slices[..., k][distance < radius] = METAL_HU
 
 
-def limit_to_circle(image: np.ndarray, spacing: tuple[float, float, float], hu: float) -> None:
-    """Put ``hu`` outside the largest circle over the grid's longer side, as where nothing was reconstructed."""
-    x, y = ((np.arange(n) - (n - 1) / 2) * step for n, step in zip(image.shape, spacing[:2], strict=False))
-    image[np.hypot(x[:, None], y) > max(x.max(), y.max())] = hu
+def find_outside_of_circle(shape: tuple[int, ...], spacing: tuple[float, float, float]) -> np.ndarray:
+    """A mask (X, Y) of what is outside the largest circle over the longer side: nothing is reconstructed there."""
+    x, y = ((np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing[:2], strict=False))
+    return np.hypot(x[:, None], y) > max(x.max(), y.max())
