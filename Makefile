@@ -6,14 +6,20 @@ TOOLS = $(VENV)/tools/bin/python
 BUNDLE = $(RUN) -m monai.bundle run
 DEMO = runs/demo
 PRETRAIN = runs/pretrain
+LABEL = $(VENV)/clients/label
+DEPLOY = $(VENV)/clients/deploy
+INSTALL = -m pip install --quiet --disable-pip-version-check
+PORT ?= 8000
 
-.PHONY: help venv demo pretrain test test-slow bundle lint lock audit clean
+.PHONY: help venv demo pretrain test test-slow test-clients bundle label lint lock audit clean
 
 help:
 	@echo "make demo       train a small network on generated scans, measure it, use it: minutes on a CPU"
 	@echo "make pretrain   train weights for real CTs on generated ones alone: hours on a CPU"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take long"
+	@echo "make test-clients  run the tests of MONAI Label and MONAI Deploy, which it installs into .venv/clients"
+	@echo "make label      serve the bundle by MONAI Label: STUDIES=folder of images (PORT=8000)"
 	@echo "make bundle     pack the bundle into one zip in dist/, with the weights if there are any"
 	@echo "make lint       check the style"
 	@echo "make lock       write requirements.lock: after a change of requirements.txt or requirements-test.txt"
@@ -48,10 +54,30 @@ pretrain: venv
 	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/pretrain.json','configs/evaluate.json']" --dataset_dir $(PRETRAIN)/cases
 
 test: venv
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow and not client"
 
 test-slow: venv
 	$(RUN) -m pytest -m slow
+
+$(LABEL)/installed: requirements.txt requirements-label.txt requirements-label-nodeps.txt label/sitecustomize.py
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python $(INSTALL) --no-deps -r requirements-label-nodeps.txt
+	$(LABEL)/bin/python $(INSTALL) -r requirements-label.txt pytest==9.2.0
+	cp label/sitecustomize.py "$$($(LABEL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	touch $@
+
+$(DEPLOY)/installed: requirements.txt requirements-deploy.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python $(INSTALL) -r requirements-deploy.txt pytest==9.2.0
+	touch $@
+
+label: $(LABEL)/installed
+	@test -n "$(STUDIES)" || { echo "say which images: make label STUDIES=folder"; exit 1; }
+	$(LABEL)/bin/python label/start.py --studies "$(STUDIES)" --port $(PORT)
+
+test-clients: venv $(LABEL)/installed $(DEPLOY)/installed
+	$(LABEL)/bin/python -m pytest -m client tests/clients/test_monai_label.py
+	$(DEPLOY)/bin/python -m pytest -m client tests/clients/test_deploy.py
 
 bundle: venv
 	$(RUN) -m scripts.pack --output_dir dist

@@ -13,6 +13,7 @@ from monai.transforms import generate_spatial_bounding_box
 from monai.utils import convert_to_tensor, fall_back_tuple
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.dropout import _DropoutNd
 
 from scripts.devices import half_precision, is_out_of_memory
 from scripts.transforms import find_segmented
@@ -107,6 +108,14 @@ def convolves_pairs_of_slices(network: nn.Module, image: Tensor) -> bool:
     return any(found)
 
 
+def train_dropout_alone(network: nn.Module) -> None:
+    """Put a network into evaluation but for its dropout, which goes on: Monte Carlo dropout (Gal, Ghahramani 2016)."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, _DropoutNd):
+            module.train()
+
+
 class DeviceInferer(Inferer):
     """Another inferer whose network runs as suits the image's device; what it returns is float32.
 
@@ -115,6 +124,7 @@ class DeviceInferer(Inferer):
     A network is trained in float32 on a CPU if it `convolves_pairs_of_slices` of images of that size.
 
     A network in evaluation sees one of the windows that hold nothing but air (or any one number): its answer is theirs.
+    One in training that a sliding window runs without gradients is there for its dropout: `train_dropout_alone`.
 
     Where memory does not suffice for a sliding window without gradients, it tries again with fewer windows at once,
     then keeps the result on the CPU, then runs the network there, and says so; images to come are run likewise.
@@ -179,6 +189,8 @@ class DeviceInferer(Inferer):
                 network.to(self.device)
             if on_cpu:
                 network.to(memory_format=torch.channels_last_3d)
+            if network.training and isinstance(self.inferer, SlidingWindowInferer) and not torch.is_grad_enabled():
+                train_dropout_alone(network)
         dtype = half_precision(inputs.device) if self.amp else None
         is_same_again = isinstance(network, nn.Module) and not network.training
         answers: dict[tuple, Tensor] = {}  # by number and shape, to windows of one number

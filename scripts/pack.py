@@ -18,8 +18,8 @@ from scripts.files import sha256, written_whole
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "mpunet_liver_ct"
 CONTENTS = (
-    "LICENSE", "Makefile", "README.md", "SECURITY.md", "metadata.json", "requirements.txt", "requirements-test.txt",
-    "requirements.lock", "configs/*", "docs/**/*", "models/*", "scripts/**/*.py", "scripts/**/*.j2",
+    "LICENSE", "Makefile", "README.md", "SECURITY.md", "metadata.json", "requirements*.txt", "requirements.lock",
+    "configs/*", "docs/**/*", "models/*", "scripts/**/*.py", "scripts/**/*.j2", "label/*.py", "deploy/*.py",
 )  # fmt: skip
 SUMS = "SHA256SUMS"
 LARGE_FILES = "large_files.json"  # as `monai.bundle download_large_files` looks for it

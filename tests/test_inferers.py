@@ -217,3 +217,25 @@ def test_a_network_that_convolves_pairs_of_slices_is_trained_in_float32(bfloat16
     assert [record.getMessage() for record in caplog.records] == [
         "training in float32: bfloat16 is not safe on crops of (16, 32, 32) voxels"
     ]
+
+
+def test_a_network_in_training_that_is_asked_for_a_mask_has_its_dropout_on_and_nothing_else():
+    """As MONAI Label asks for the disagreement of networks with dropout."""
+    image = torch.randn(1, 1, 32, 32, 16)
+    results = {}
+    for dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        network = MPUNet(channels=(4, 4, 8, 8, 8), dropout=dropout)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        inferer = DeviceInferer(SlidingWindowInferer([32, 32, 16]), amp=False)
+        with torch.no_grad():
+            expected = network.eval()(image)
+            network.train()
+            results[dropout] = [inferer(image, network), inferer(image, network), expected]
+        assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    first, second, expected = results[0.0]
+    torch.testing.assert_close(first, expected)
+    torch.testing.assert_close(second, expected)
+    first, second, expected = results[0.5]
+    assert first.shape == expected.shape  # the fused map alone
+    assert not torch.allclose(first, second)

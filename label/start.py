@@ -1,0 +1,121 @@
+"""How is the bundle served by MONAI Label? Copies it into an app folder, says what to click, and starts the server.
+
+    python label/start.py --studies /path/to/images
+
+The copy is the server's own: its training changes the weights there and leaves the bundle's alone.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import fire  # noqa: E402
+
+from scripts.data import TARGETS, class_names  # noqa: E402
+from scripts.errors import InputError, report_input_errors  # noqa: E402
+from scripts.pack import NAME, list_files  # noqa: E402
+from scripts.settings import settings_file  # noqa: E402
+
+WEIGHTS = Path("models/model.pt")
+CLICKS = """
+MONAI Label serves the bundle at {url} (Ctrl-C ends it)
+  images    {studies}
+  weights   {weights}
+  labels    {labels}
+
+3D Slicer   install the extension MONAILabel (Extensions Manager), open the module MONAILabel, MONAI Label server:
+            {url}, click the green arrows; Next Sample, or load a CT and let it be uploaded;
+            Auto Segmentation: model {name}, Run
+OHIF        {ohif}
+API         {url}
+"""
+
+
+def set_target(bundle: Path, target: str) -> None:
+    """Make ``target`` that of the bundle's configs and metadata. Raises `InputError` if there is none of that name."""
+    names = class_names(target)
+    for config in ("train", "inference"):
+        path = bundle / f"configs/{config}.json"
+        content = json.loads(path.read_text(encoding="utf-8")) | {"target": target}
+        path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    for path in (bundle / "configs/metadata.json", bundle / "metadata.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        channels = {str(index): name for index, name in enumerate(names)}
+        content["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(names), "channel_def": channels}
+        path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+
+
+def prepare(app_dir: Path, root: Path = ROOT, target: str | None = None, weights: Path | None = None) -> Path:
+    """Lay the app and a copy of the bundle into ``app_dir``; return the weights that it uses.
+
+    Args:
+        app_dir: of the server.
+        root: of the bundle.
+        target: what the weights find, if it is not what the bundle's configs say.
+        weights: a file of them in the place of the bundle's; those of an earlier copy, maybe trained since, stay.
+
+    Raises:
+        InputError: if there are no weights, or no such target.
+    """
+    bundle = app_dir / "model" / NAME
+    own = bundle / WEIGHTS
+    source = weights or root / WEIGHTS
+    if not own.is_file() and not source.is_file():
+        raise InputError(f"{source}: no such file; train, or give the weights by --weights")
+    for name in list_files(root):
+        if not name.startswith("models/"):
+            (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, bundle / name)
+    if target:
+        set_target(bundle, target)
+    if not own.is_file():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, own)
+        if settings_file(source).is_file():
+            shutil.copyfile(settings_file(source), settings_file(own))
+    shutil.copyfile(root / "label/main.py", app_dir / "main.py")
+    return own
+
+
+def start(
+    studies: str,
+    app_dir: str = "runs/label",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    target: str | None = None,
+    weights: str | None = None,
+) -> None:
+    """Serve the bundle; ends when the server does.
+
+    Args:
+        studies: folder of images (NIfTI, NRRD), or the URL of a DICOMweb server.
+        app_dir: where the server keeps its copy of the bundle, with what is trained, and its log.
+        host: address to listen at; others than this machine's own let anybody who can reach it use the server.
+        port: to listen at.
+        target: what the weights find, of liver, tumor, liver_and_tumor; by default what the configs say.
+        weights: file of them; by default models/model.pt.
+    """
+    is_url = str(studies).startswith(("http://", "https://"))
+    if not is_url and not Path(studies).is_dir():
+        raise InputError(f"{studies}: no such folder; give a folder of images or the URL of a DICOMweb server")
+    app = Path(app_dir).resolve()
+    used = prepare(app, target=target, weights=Path(weights) if weights else None)
+    url = f"http://{host}:{port}"
+    target = json.loads((used.parents[1] / "configs/inference.json").read_text(encoding="utf-8"))["target"]
+    ohif = f"open {url}/ohif/" if is_url else "needs a DICOMweb server as --studies (see docs/monai_label.md)"
+    labels = ", ".join(f"{index} {name}" for index, name in enumerate(TARGETS[target].class_names) if index)
+    words = {"url": url, "studies": studies, "weights": used, "labels": labels, "name": NAME, "ohif": ohif}
+    print(CLICKS.format(**words), flush=True)
+    os.environ.setdefault("MONAI_LABEL_AUTO_UPDATE_SCORING", "false")  # it would score all images at once, at the start
+    arguments = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "monailabel.main", *arguments])
+
+
+if __name__ == "__main__":
+    report_input_errors()
+    fire.Fire(start)

@@ -1,0 +1,113 @@
+"""One small CT and one small bundle with weights, which every client segments: the same mask, whatever the client.
+
+For the tests of any client and export. Nothing here needs more than requirements.txt, and all of it takes seconds: the
+CT is a generated patient, the network a narrow MPU-Net with random weights, seeded, whose masks are large and ragged:
+a voxel out of place shows. `tests/clients/conftest.py` has both as fixtures.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from scripts.data import class_names
+from scripts.networks import MPUNet
+from scripts.pack import list_files
+from scripts.phantom.scan import make_phantom
+from tests import ROOT
+from tests.dicoms import STRAIGHT, write_series
+
+SIZE, SPACING_MM = (72, 60, 40), (4.5, 4.5, 5.0)
+TAGS = {"0020|0011": "1", "0018|0050": str(SPACING_MM[2])}  # series number, slice thickness: MONAI Deploy asks for them
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+OBLIQUE = (0.96, 0.28, 0, -0.28, 0.96, 0)  # direction of a row, and of a column: turned by 16 degrees
+SETTINGS = {"spacing": [4.0, 4.0, 4.0], "roi_size": [48, 48, 32]}  # so that there is resampling, and many windows
+CHANNELS = [4, 4, 8, 8, 8]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The CT as files, each on the same grid.
+
+    Attributes:
+        dicom: folder of the series; the names of its files are in reversed order.
+        nifti: file, whose voxels lie in memory as the slices do: ``(columns, rows, slices)``.
+        affine: ``(4, 4)``, from voxels of ``nifti`` to RAS mm.
+        label: ``(columns, rows, slices)`` uint8: 0 background, 1 liver, 2 tumour.
+    """
+
+    dicom: Path
+    nifti: Path
+    affine: np.ndarray
+    label: np.ndarray
+
+
+def write_scan(folder: Path, axes: Sequence[float] = STRAIGHT, seed: int = 3) -> Scan:
+    """Write the CT of a generated patient as a DICOM series, and as NIfTI on the grid of its slices.
+
+    Args:
+        folder: where to write.
+        axes: directions of a row and a column in LPS, see `tests.dicoms`; the default gives an LPS image.
+        seed: of the patient.
+    """
+    phantom = make_phantom(seed, SIZE, SPACING_MM, reorient=False)
+    image, label = phantom.image[::-1, ::-1], phantom.label[::-1, ::-1]  # RAS to LPS: a row goes to the left
+    start_mm = (-160.0, -130.0, 17.0)
+    row, column = np.array(axes[:3]), np.array(axes[3:])
+    step_mm = np.cross(row, column) * SPACING_MM[2]
+    write_series(folder / "dicom", image, step_mm, start_mm, axes=axes, spacing_mm=SPACING_MM[:2], tags=TAGS)
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([row * SPACING_MM[0], column * SPACING_MM[1], step_mm, start_mm])
+    affine = LPS_TO_RAS @ affine
+    nifti = folder / "ct.nii.gz"
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(image), affine), nifti)
+    return Scan(folder / "dicom", nifti, affine, np.ascontiguousarray(label))
+
+
+def write_bundle(folder: Path, target: str = "liver") -> Path:
+    """Write a copy of the bundle, as downloaded, with a narrow network for ``target`` and its weights; return it."""
+    for name in list_files(ROOT):
+        if not name.startswith("models/") or name.endswith(".md"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    for config in ("train", "inference"):
+        path = folder / f"configs/{config}.json"
+        content = json.loads(path.read_text(encoding="utf-8")) | SETTINGS | {"target": target}
+        content["network_def"]["channels"] = CHANNELS
+        path.write_text(json.dumps(content), encoding="utf-8")
+    names = class_names(target)
+    path = folder / "configs/metadata.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    channels = {str(index): name for index, name in enumerate(names)}
+    content["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(names), "channel_def": channels}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    torch.manual_seed(0)
+    torch.save(MPUNet(out_channels=len(names), channels=CHANNELS).state_dict(), folder / "models/model.pt")
+    return folder
+
+
+def segment(bundle: Path, image: Path, output_dir: Path) -> nib.Nifti1Image:
+    """Return the mask that ``monai.bundle run`` makes of ``image``, a file or a DICOM folder, in a process of its own.
+
+    It is that of the bundle's own command, which the tests of scripts/ hold to the image's grid.
+    """
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
+    options = ["--dataset_dir", str(image), "--output_dir", str(output_dir), "--preview", "false"]
+    subprocess.run([*command, *options], cwd=bundle, check=True, capture_output=True, timeout=300)
+    (path,) = output_dir.rglob("*_seg.nii.gz")
+    return nib.load(path)
+
+
+def assert_same_mask(mask: nib.Nifti1Image, expected: nib.Nifti1Image) -> None:
+    """Compare voxels and where they lie; masks may differ in the order and direction of their axes."""
+    mask = nib.as_closest_canonical(mask)
+    expected = nib.as_closest_canonical(expected)
+    np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-3)
+    np.testing.assert_array_equal(np.squeeze(np.asarray(mask.dataobj)), np.asarray(expected.dataobj))

@@ -1,0 +1,241 @@
+"""The MONAI Label server with this bundle, asked over HTTP as 3D Slicer and OHIF ask it: by MONAI Label's own client.
+
+`make test-clients` runs this in the environment of `make label`.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from tests import ROOT
+from tests.clients.small import assert_same_mask
+
+pytest.importorskip("monailabel", reason="MONAI Label is not installed here; make test-clients installs it")
+
+from monailabel.client import MONAILabelClient
+from monailabel.client.client import MONAILabelClientException, MONAILabelUtils
+
+pytestmark = pytest.mark.client
+
+MODEL = "mpunet_liver_ct"
+TARGETS = {"liver": {"liver": 1}, "liver_and_tumor": {"liver": 1, "tumor": 2}}
+START_S, TASK_S = 240, 400  # the most that a server takes to start, and a training or scoring to end
+
+
+class Server:
+    """A server on this machine's own address.
+
+    Attributes:
+        client: of it.
+        app: its folder.
+        studies: its folder of images.
+    """
+
+    def __init__(self, command, app, studies, log):
+        self.app, self.studies, self.log = app, studies, log
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.client = MONAILabelClient(f"http://127.0.0.1:{self.port}", tmpdir=str(log.parent))
+        with open(log, "w", encoding="utf-8") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *command, "--host", "127.0.0.1", "--port", str(self.port)],
+                cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false", "HOME": str(log.parent)},
+            )  # fmt: skip
+
+    def wait(self):
+        end = time.monotonic() + START_S
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                return self.client.info()
+            time.sleep(0.5)
+        raise AssertionError(self.log.read_text(encoding="utf-8")[-3000:])
+
+    def stop(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def infer(self, image="", **options):
+        """Return the mask of an image of the server's folder, of a session or of an uploaded file."""
+        options.setdefault("params", {})
+        file, params = self.client.infer(MODEL, image, **options)
+        return file, params
+
+    def refusal(self, image="", model=MODEL, **options):
+        """Return the status and the reason of a request that is not fulfilled."""
+        with pytest.raises(MONAILabelClientException) as error:
+            self.client.infer(model, image, options.pop("params", {}), **options)
+        _, status, body = error.value.msg.split(": ", 2)
+        return int(status.split(";")[0]), json.loads(body)["detail"]
+
+    def run_task(self, tasks, path, params):
+        """Start a background task, one of ``tasks``, wait for its end, and return what the server says of it."""
+        url = f"http://127.0.0.1:{self.port}"
+        status, body, *_ = MONAILabelUtils.http_method("POST", url, path, params)
+        assert status == 200, body
+        end = time.monotonic() + TASK_S
+        while time.monotonic() < end:
+            status, body, *_ = MONAILabelUtils.http_method("GET", url, tasks)
+            assert status == 200, body
+            task = json.loads(body)
+            if task["status"] not in ("SUBMITTED", "RUNNING"):
+                return task
+            time.sleep(0.5)
+        raise AssertionError(task)
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory, scan, oblique_scan):
+    """Return a function that makes a folder of an LPS image and an oblique one."""
+
+    def make():
+        folder = tmp_path_factory.mktemp("studies")
+        shutil.copyfile(scan.nifti, folder / "lps.nii.gz")
+        shutil.copyfile(oblique_scan.nifti, folder / "oblique.nii.gz")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def server(request, tmp_path_factory, bundle, studies):
+    """The server that `make label` starts, of the bundle for a target."""
+    root, app = bundle(request.param), tmp_path_factory.mktemp("app")
+    command = [str(root / "label/start.py"), "--studies", str(studies()), "--app_dir", str(app)]
+    server = Server(command, app, Path(command[2]), tmp_path_factory.mktemp("log") / "server.log")
+    server.target = request.param
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+def test_info_has_the_labels_and_all_that_a_client_offers(server):
+    info = server.client.info()
+    assert info["labels"] == list(TARGETS[server.target])
+    assert info["models"][MODEL]["labels"] == TARGETS[server.target]
+    assert info["models"][MODEL]["type"] == "segmentation"
+    assert set(info["trainers"]) == {MODEL}
+    assert set(info["scoring"]) == {"epistemic"}
+    assert {"random", "first", "epistemic"} <= set(info["strategies"])
+    assert info["datastore"]["total"] == 2
+
+
+@pytest.mark.parametrize("image", ["lps", "oblique"])
+def test_the_mask_of_an_image_is_that_of_bundle_run(server, image, scan, oblique_scan, reference):
+    file, params = server.infer(image)
+    path = {"lps": scan, "oblique": oblique_scan}[image].nifti
+    assert_same_mask(nib.load(file), reference(path, server.target))
+    assert params["label_names"] == TARGETS[server.target]
+
+
+def test_slicer_uploads_an_image_into_a_session_and_gets_nrrd(server, scan, reference, tmp_path):
+    itk.imwrite(itk.imread(str(scan.nifti)), str(tmp_path / "volume.nrrd"))
+    session = server.client.create_session(str(tmp_path / "volume.nrrd"))["session_id"]
+    settings = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
+    file, _ = server.infer(session_id=session, params=settings)
+    assert_itk_mask(file, reference(scan.nifti, server.target), scan.affine)
+    server.client.remove_session(session)
+    assert server.refusal(session_id=session) == (404, "the session: no such image; it may have been removed")
+
+
+def test_a_dicom_series_is_uploaded_as_a_zip(server, scan, reference, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "study"), "zip", scan.dicom)
+    url = f"http://127.0.0.1:{server.port}"
+    status, body, _ = MONAILabelUtils.http_upload("PUT", url, "/session/?uncompress=true", {}, [archive])
+    assert status == 200, body
+    session = json.loads(body)["session_id"]
+    file, _ = server.infer(session_id=session, params={"result_extension": ".nrrd"})
+    assert_itk_mask(file, reference(scan.dicom, server.target), scan.affine)
+
+
+def assert_itk_mask(file, expected, affine):
+    """Compare a mask as ITK reads it, which has no part in its making, with ``expected`` on the grid ``affine``."""
+    mask = itk.imread(file)
+    steps = itk.array_from_matrix(mask.GetDirection()) * np.array(mask.GetSpacing())
+    np.testing.assert_allclose(np.column_stack([steps, mask.GetOrigin()]), (np.diag([-1, -1, 1, 1]) @ affine)[:3])
+    np.testing.assert_array_equal(itk.array_from_image(mask).T, np.asarray(expected.dataobj))
+
+
+def test_the_answer_may_be_json_alone(server):
+    url = f"http://127.0.0.1:{server.port}"
+    status, body, *_ = MONAILabelUtils.http_method("POST", url, f"/infer/{MODEL}?image=lps&output=json", {})
+    assert status == 200
+    assert json.loads(body)["label_names"] == TARGETS[server.target]
+
+
+def test_a_request_that_cannot_be_fulfilled_gets_the_reason_and_the_next_is_fulfilled(server, scan, tmp_path):
+    cut, text, magnetic = tmp_path / "cut.nii.gz", tmp_path / "text.nii.gz", tmp_path / "magnetic.nii.gz"
+    cut.write_bytes(scan.nifti.read_bytes()[:5000])
+    text.write_text("no image", encoding="utf-8")
+    noise = np.random.default_rng(0).integers(0, 900, (24, 24, 16)).astype(np.int16)
+    nib.save(nib.Nifti1Image(noise, scan.affine), magnetic)
+
+    assert server.refusal("nobody") == (404, "nobody: no such image; it may have been removed")
+    status, reason = server.refusal("lps", model="nothing")
+    assert (status, "There is no model 'nothing'" in reason) == (400, True)
+    for file, words in ((cut, "cannot be read (EOFError"), (text, "cannot be read"), (magnetic, "not CT")):
+        status, reason = server.refusal(file=str(file))
+        assert (status, words in reason) == (422, True), reason
+    assert server.infer("lps")[0]
+
+
+def test_a_batch_writes_masks_beside_the_images(server, scan, oblique_scan, reference):
+    task = server.run_task("/batch/infer", f"/batch/infer/{MODEL}?images=all", {"multi_gpu": False})
+    assert task["status"] == "DONE", task["details"]
+    for name, path in (("lps", scan.nifti), ("oblique", oblique_scan.nifti)):
+        mask = nib.load(server.studies / f"labels/original/{name}.nii.gz")
+        assert_same_mask(mask, reference(path, server.target))
+
+
+def test_images_are_scored_by_the_disagreement_of_networks_with_dropout_and_the_most_doubtful_comes_next(server):
+    task = server.run_task("/scoring/", "/scoring/epistemic", {})
+    assert task["status"] == "DONE", task["details"]
+    objects = json.loads((server.studies / "datastore_v2.json").read_text(encoding="utf-8"))["objects"]
+    scores = {name: item["image"]["info"]["epistemic_entropy"] for name, item in objects.items()}
+    classes = len(TARGETS[server.target]) + 1
+    assert scores.keys() == {"lps", "oblique"}
+    assert all(
+        0 < score < np.log(classes) for score in scores.values()
+    )  # the entropy of a voxel is ln(classes) at most
+    assert server.client.next_sample("epistemic", {})["id"] == max(scores, key=scores.get)
+
+
+def test_labels_that_are_sent_train_the_weights_that_the_next_mask_is_made_with(server, scan, oblique_scan, tmp_path):
+    """The last one: it changes the weights. Settings are those that 3D Slicer sends: the first of each list."""
+    before, _ = server.infer("lps")
+    before = np.asarray(nib.load(before).dataobj).copy()
+    for name, labelled in (("lps", scan), ("oblique", oblique_scan)):
+        label = labelled.label if server.target == "liver_and_tumor" else (labelled.label > 0).astype(np.uint8)
+        nib.save(nib.Nifti1Image(label, labelled.affine), tmp_path / f"{name}.nii.gz")
+        server.client.save_label(name, str(tmp_path / f"{name}.nii.gz"), tag="final", params={})
+    weights = server.app / "model" / MODEL / "models/model.pt"
+    old = torch.load(weights, weights_only=True)
+    options = server.client.info()["trainers"][MODEL]["config"]
+    settings = {name: value[0] if isinstance(value, list) else value for name, value in options.items()}
+    task = server.run_task("/train/", f"/train/{MODEL}", settings | {"max_epochs": 2, "val_split": 0.5, "run_id": ""})
+    assert task["status"] == "DONE", task["details"]
+    new = torch.load(weights, weights_only=True)
+    assert new.keys() == old.keys()
+    assert any(not torch.equal(new[name], old[name]) for name in new)
+    after, _ = server.infer("lps")
+    assert (np.asarray(nib.load(after).dataobj) != before).any()

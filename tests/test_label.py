@@ -1,0 +1,56 @@
+"""What the MONAI Label server is given: a copy of the bundle, of which the weights stay when it starts again."""
+
+import json
+
+import pytest
+
+from label.start import prepare
+from scripts.errors import InputError
+from scripts.pack import NAME, list_files
+from tests import ROOT
+
+
+def weights(folder, content=b"weights", settings=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.pt").write_bytes(content)
+    if settings is not None:
+        (folder / "model.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder / "model.pt"
+
+
+def test_the_app_folder_has_the_app_the_bundle_and_the_weights_with_their_settings(tmp_path):
+    own = prepare(tmp_path / "app", weights=weights(tmp_path / "mine", settings={"spacing": [2, 2, 2]}))
+    bundle = tmp_path / "app/model" / NAME
+    assert own == bundle / "models/model.pt"
+    assert own.read_bytes() == b"weights"
+    assert json.loads(own.with_suffix(".json").read_text(encoding="utf-8")) == {"spacing": [2, 2, 2]}
+    assert (tmp_path / "app/main.py").read_bytes() == (ROOT / "label/main.py").read_bytes()
+    for name in list_files():
+        if not name.startswith("models/"):
+            assert (bundle / name).read_bytes() == (ROOT / name).read_bytes(), name
+
+
+def test_what_was_trained_there_stays_and_the_rest_is_renewed(tmp_path):
+    given = weights(tmp_path / "mine")
+    own = prepare(tmp_path / "app", weights=given)
+    own.write_bytes(b"trained")
+    (own.parents[1] / "configs/inference.json").write_text("old", encoding="utf-8")
+    assert prepare(tmp_path / "app", weights=given).read_bytes() == b"trained"
+    assert json.loads((own.parents[1] / "configs/inference.json").read_text(encoding="utf-8"))
+
+
+def test_the_target_is_that_of_both_configs_and_of_the_metadata(tmp_path):
+    own = prepare(tmp_path / "app", target="liver_and_tumor", weights=weights(tmp_path / "mine"))
+    configs = own.parents[1] / "configs"
+    for name in ("train", "inference"):
+        assert json.loads((configs / f"{name}.json").read_text(encoding="utf-8"))["target"] == "liver_and_tumor"
+    pred = json.loads((configs / "metadata.json").read_text(encoding="utf-8"))["network_data_format"]["outputs"]["pred"]
+    assert pred["num_channels"] == 3
+    assert pred["channel_def"] == {"0": "background", "1": "liver", "2": "tumor"}
+
+
+def test_without_weights_or_with_an_unknown_target_it_says_so(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.pt: no such file; train, or give the weights by --weights"):
+        prepare(tmp_path / "app", weights=tmp_path / "nowhere.pt")
+    with pytest.raises(InputError, match="'spleen' is unknown"):
+        prepare(tmp_path / "app", target="spleen", weights=weights(tmp_path / "mine"))
