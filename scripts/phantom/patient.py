@@ -72,7 +72,7 @@ class WideScan:
     bands_hu: float  # dark bands between dense bones
     metal: tuple[tuple[float, float, float], ...]  # where there is some, as shares of the grid
     circle_hu: float | None  # outside the reconstructed circle
-    gain: float
+    gain: float  # of the scanner's calibration, over HU + 1000
     offset_hu: float
 
 
