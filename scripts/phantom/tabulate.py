@@ -1,0 +1,185 @@
+"""How good is a network on wide phantoms of which kind: by phase, view, slices, and size of liver and tumours?
+
+python -m scripts.phantom.tabulate --evaluation_dir runs/pretrain/evaluation --output_file table.md
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fire
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from scripts.errors import InputError, report_input_errors
+from scripts.files import written_whole
+from scripts.headers import explain_unreadable
+
+Row = dict[str, Any]
+THICKNESS_MM, LIVER_ML, TUMOUR_MM = (1.5, 3.0, 5.0), (500.0, 1000.0, 2000.0), (10.0, 20.0, 30.0)  # where groups end
+GROUPS: dict[str, Callable[[Row], str]] = {
+    "all": lambda row: "",
+    "phase": lambda row: row["phase"],
+    "view": lambda row: row["view"],
+    "kind of liver": lambda row: row["liver_kind"],
+    "slices": lambda row: name_range(row["thickness_mm"], THICKNESS_MM, "mm"),
+    "liver": lambda row: name_range(row["liver_ml"], LIVER_ML, "ml"),
+}
+
+
+def name_range(value: float, ends: tuple[float, ...], unit: str) -> str:
+    """The group of ``value`` in words: under the first of ``ends``, between two of them, or the last and over."""
+    index = int(np.searchsorted(ends, value, side="right"))
+    if index == 0:
+        return f"< {ends[0]:g} {unit}"
+    return f"{ends[index - 1]:g}-{ends[index]:g} {unit}" if index < len(ends) else f">= {ends[-1]:g} {unit}"
+
+
+def _read_rows(evaluation_dir: Path) -> list[Row]:
+    """The rows of an evaluation's ``per_case.csv``, each with what was written of its phantom."""
+    table = evaluation_dir / "per_case.csv"
+    rows = []
+    try:
+        with open(table, encoding="utf-8", newline="") as file:
+            measured = list(csv.DictReader(file))
+    except OSError as error:
+        raise InputError(f"{table}: {explain_unreadable(error)}") from error
+    for row in measured:
+        image = Path(row["image"])
+        described = image.with_name(image.name.split(".")[0].replace("volume-", "phantom-") + ".json")
+        try:
+            rows.append({**row, **json.loads(described.read_text(encoding="utf-8"))})
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{described}: cannot be read ({error}); evaluate cases of scripts.phantom --variety wide"
+            ) from error
+    return rows
+
+
+def _summarise(rows: list[Row]) -> Row:
+    dice = np.array([float(row["dice"]) for row in rows])
+    hd95 = np.array([float(row.get("hd95_mm") or "nan") for row in rows])
+    volumes, true = (np.array([float(row[key]) for row in rows]) for key in ("volume_ml", "reference_volume_ml"))
+    return {
+        "cases": len(rows),
+        "Dice": f"{dice.mean():.3f}",
+        "5th percentile": f"{np.percentile(dice, 5):.3f}",
+        "HD95 mm, median": f"{np.nanmedian(hd95):.1f}" if np.isfinite(hd95).any() else "-",
+        "volume error, median": f"{np.median(np.abs(volumes / true - 1)):.1%}",
+    }
+
+
+def _tabulate_livers(rows: list[Row]) -> Iterator[Row]:
+    for name, group_of in GROUPS.items():
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(group_of(row), []).append(row)
+        for group, members in sorted(groups.items(), key=lambda item: _order(item[0])):
+            yield {"by": name, "": group, **_summarise(members)}
+
+
+def _order(group: str) -> tuple[float, str]:
+    """Ranges by their numbers, words by the alphabet."""
+    digits = group.strip("<>= ").split("-")[0].split(" ")[0]
+    number = float(digits) if digits.replace(".", "").isdigit() else 0.0
+    return (-1.0 if group.startswith("<") else number, group)
+
+
+def find_tumours(label: np.ndarray, pred: np.ndarray, voxel_mm3: float) -> list[tuple[float, bool]]:
+    """Of each tumour of a label (connected voxels): the diameter of a sphere of its volume, and whether it is found.
+
+    Args:
+        label: boolean (X, Y, Z), where tumours are.
+        pred: boolean of the same shape, where they were found.
+        voxel_mm3: of a voxel.
+
+    Returns:
+        A (millimetres, found) pair per tumour; it is found if a tenth of its voxels is.
+    """
+    pieces, count = ndimage.label(label, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+    hits = np.bincount(pieces[pred], minlength=count + 1)[1:]
+    diameters = np.cbrt(6 * sizes * voxel_mm3 / np.pi)
+    return [(float(mm), bool(hit >= 0.1 * size)) for mm, hit, size in zip(diameters, hits, sizes, strict=True)]
+
+
+def _tabulate_tumours(rows: list[Row], tumour_class: int) -> Iterator[Row]:
+    groups: dict[str, list[bool]] = {}
+    for row in rows:
+        masks = []
+        for file in (row["label"], row["prediction"]):
+            try:
+                nifti = nib.as_closest_canonical(nib.load(file))
+                masks.append(np.asanyarray(nifti.dataobj))
+            except Exception as error:  # whatever a broken file makes nibabel run into
+                raise InputError(f"{file}: {explain_unreadable(error)}") from error
+        voxel_mm3 = float(np.prod(nifti.header.get_zooms()[:3]))
+        for diameter_mm, is_found in find_tumours(masks[0] == 2, masks[1] == tumour_class, voxel_mm3):
+            groups.setdefault(name_range(diameter_mm, TUMOUR_MM, "mm"), []).append(is_found)
+    for group, found in sorted(groups.items(), key=lambda item: _order(item[0])):
+        yield {"tumours of": group, "number": len(found), "found": sum(found), "recall": f"{np.mean(found):.2f}"}
+
+
+def _format(rows: Iterable[Row]) -> list[str]:
+    rows = list(rows)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return [*lines, *("| " + " | ".join(map(str, row.values())) + " |" for row in rows), ""]
+
+
+def tabulate(evaluation_dir: str | os.PathLike, output_file: str | os.PathLike | None = None) -> str:
+    """Return tables of an evaluation on wide phantoms as Markdown, and write them if ``output_file`` is given.
+
+    Args:
+        evaluation_dir: where ``configs/evaluate.json`` wrote ``per_case.csv``; the cases' ``phantom-N.json`` are beside
+            their images.
+        output_file: Markdown.
+
+    Returns:
+        Scans with a liver in groups; the millilitres that were found where there is none; if tumours were sought and
+        predictions saved, which share of them was found, by size.
+
+    Raises:
+        InputError: a file is missing or unreadable, or there is no case.
+    """
+    rows = _read_rows(Path(evaluation_dir))
+    livers = [row for row in rows if row["class"] == "liver"]
+    seen = [row for row in livers if float(row["reference_volume_ml"]) > 0]
+    false_ml = [float(row["volume_ml"]) for row in livers if float(row["reference_volume_ml"]) == 0]
+    lines = []
+    if seen:
+        lines += _format(_tabulate_livers(seen))
+    if false_ml:
+        lines += _format(
+            [
+                {
+                    "scans without liver": len(false_ml),
+                    "under 20 ml of false liver": sum(ml < 20 for ml in false_ml),
+                    "mean ml": f"{np.mean(false_ml):.1f}",
+                    "most ml": f"{max(false_ml):.1f}",
+                }
+            ]
+        )
+    tumours = [row for row in rows if row["class"] == "tumor" and row["label"] and row["prediction"]]
+    if tumours and any(row["tumour_ml"] for row in tumours):
+        lines += _format(_tabulate_tumours(tumours, tumour_class=2 if livers else 1))
+    if not lines:
+        raise InputError(f"{evaluation_dir}: has no case of the liver or its tumours; evaluate with --target liver")
+    text = "\n".join(lines)
+    if output_file is not None:
+        with written_whole(output_file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return text
+
+
+def main() -> None:
+    """Run the command line."""
+    report_input_errors()
+    fire.Fire(tabulate)
+
+
+if __name__ == "__main__":
+    main()
