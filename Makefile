@@ -8,6 +8,8 @@ DEMO = runs/demo
 PRETRAIN = runs/pretrain
 LABEL = $(VENV)/clients/label
 DEPLOY = $(VENV)/clients/deploy
+NVFLARE = $(VENV)/clients/nvflare
+TRACKING = $(VENV)/clients/tracking
 INSTALL = -m pip install --quiet --disable-pip-version-check
 PORT ?= 8000
 
@@ -18,7 +20,7 @@ help:
 	@echo "make pretrain   train weights for real CTs on generated ones alone: hours on a CPU"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take long"
-	@echo "make test-clients  run the tests of MONAI Label and MONAI Deploy, which it installs into .venv/clients"
+	@echo "make test-clients  run the tests of MONAI Label, MONAI Deploy, NVFLARE and MLflow, which it installs into .venv/clients"
 	@echo "make label      serve the bundle by MONAI Label: STUDIES=folder of images (PORT=8000)"
 	@echo "make bundle     pack the bundle into one zip in dist/, with the weights if there are any"
 	@echo "make lint       check the style"
@@ -71,13 +73,20 @@ $(DEPLOY)/installed: requirements.txt requirements-deploy.txt
 	$(DEPLOY)/bin/python $(INSTALL) -r requirements-deploy.txt pytest==9.2.0
 	touch $@
 
+$(NVFLARE)/installed $(TRACKING)/installed: $(VENV)/clients/%/installed: requirements.txt requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(INSTALL) -r requirements-$*.txt pytest==9.2.0
+	touch $@
+
 label: $(LABEL)/installed
 	@test -n "$(STUDIES)" || { echo "say which images: make label STUDIES=folder"; exit 1; }
 	$(LABEL)/bin/python label/start.py --studies "$(STUDIES)" --port $(PORT)
 
-test-clients: venv $(LABEL)/installed $(DEPLOY)/installed
+test-clients: venv $(LABEL)/installed $(DEPLOY)/installed $(NVFLARE)/installed $(TRACKING)/installed
 	$(LABEL)/bin/python -m pytest -m client tests/clients/test_monai_label.py
 	$(DEPLOY)/bin/python -m pytest -m client tests/clients/test_deploy.py
+	$(NVFLARE)/bin/python -m pytest -m client tests/clients/test_nvflare.py
+	$(TRACKING)/bin/python -m pytest -m client tests/clients/test_mlflow.py
 
 bundle: venv
 	$(RUN) -m scripts.pack --output_dir dist

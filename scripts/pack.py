@@ -20,6 +20,7 @@ NAME = "mpunet_liver_ct"
 CONTENTS = (
     "LICENSE", "Makefile", "README.md", "SECURITY.md", "metadata.json", "requirements*.txt", "requirements.lock",
     "configs/*", "docs/**/*", "models/*", "scripts/**/*.py", "scripts/**/*.j2", "label/*.py", "deploy/*.py",
+    "federated/*.py",
 )  # fmt: skip
 SUMS = "SHA256SUMS"
 LARGE_FILES = "large_files.json"  # as `monai.bundle download_large_files` looks for it

@@ -57,6 +57,7 @@ def draw_preview(
     class_names: Sequence[str],
     path: str | os.PathLike,
     title: str = "",
+    reference: ArrayLike | None = None,
 ) -> None:
     """Write a PNG with the axial, coronal and sagittal plane of a CT, the outline of each class on it.
 
@@ -70,13 +71,15 @@ def draw_preview(
         class_names: of all classes, background first.
         path: of the PNG.
         title: above the picture.
+        reference: another mask, whose classes are outlined in white dashes.
     """
+    reference = np.zeros(np.shape(mask)) if reference is None else reference
     image, spacing_mm = to_ras(np.asarray(image, dtype=np.float32), np.asarray(affine))
-    mask, _ = to_ras(np.asarray(mask, dtype=np.uint8), np.asarray(affine))
+    mask, reference = (to_ras(np.asarray(m, dtype=np.uint8), np.asarray(affine))[0] for m in (mask, reference))
     box = _body_box(image)
-    image, mask = image[box], mask[box]
+    image, mask, reference = image[box], mask[box], reference[box]
     center = middle_of((mask == mask.max()) & (mask > 0))
-    image_planes, mask_planes = planes(image, center), planes(mask, center)
+    image_planes, mask_planes, reference_planes = (planes(volume, center) for volume in (image, mask, reference))
     width_mm, depth_mm, height_mm = np.array(image.shape) * spacing_mm
     sizes_mm = {"axial": (width_mm, depth_mm), "coronal": (width_mm, height_mm), "sagittal": (depth_mm, height_mm)}
 
@@ -84,7 +87,8 @@ def draw_preview(
     layout = [["axial", "coronal"], ["axial", "sagittal"]]
     axes = figure.subplot_mosaic(layout, width_ratios=[1.2, 1])
     for plane, axis in axes.items():
-        draw_plane(axis, image_planes[plane], mask_planes[plane], sizes_mm[plane], len(class_names))
+        masks = {"mask": mask_planes[plane], "reference": reference_planes[plane]}
+        draw_plane(axis, image_planes[plane], size_mm=sizes_mm[plane], num_classes=len(class_names), **masks)
         for letter, (x, y) in zip(BORDERS[plane], ((0, 0.5), (1, 0.5), (0.5, 1), (0.5, 0)), strict=True):
             offset_points = (np.array([x, y]) - 0.5) * 28
             place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "center"}
@@ -108,8 +112,9 @@ def draw_plane(
     size_mm: tuple[float, float],
     num_classes: int,
     line_width: float = 1.2,
+    reference: np.ndarray | None = None,
 ) -> None:
-    """Show a plane of HU with rows downwards, and the outlines of the classes of ``mask`` from 1 on."""
+    """Show a plane of HU with rows downwards, and the outlines of the classes of ``mask``, dashed of ``reference``."""
     width_mm, height_mm = size_mm
     low, high = WINDOW_HU
     extent = (0, width_mm, height_mm, 0)
@@ -121,5 +126,8 @@ def draw_plane(
     for index in range(1, num_classes):
         if (mask == index).any():
             axis.contour(x, y, mask == index, levels=[0.5], colors=_color(index), linewidths=line_width)
+        if reference is not None and (reference == index).any():
+            dashes = {"colors": "white", "linewidths": 0.7 * line_width, "linestyles": "dashed"}
+            axis.contour(x, y, np.pad(reference == index, 1), levels=[0.5], **dashes)
     axis.set(xlim=(0, width_mm), ylim=(height_mm, 0))
     axis.set_axis_off()
