@@ -100,14 +100,21 @@ def test_a_body_has_two_legs_below_one_trunk_and_one_head():
 
 
 def test_a_bladder_with_its_fluid_is_in_the_pelvis():
-    """The trial's false liver was there: some organ of fluid must be, well away from bone and gut."""
-    found = 0
-    for seed in range(5):
-        patient = draw_patient(seed)
-        hu, _ = paint(patient, body_axes(patient, patient.trunk.floor_mm, -300, 6.0), 5.0)
-        fluid = ndimage.binary_erosion((hu > -15) & (hu < 30), iterations=1)
-        found += np.bincount(ndimage.label(fluid)[0].ravel())[1:].max(initial=0) > 10  # 2 ml after erosion
-    assert found >= 3
+    """The trial's false liver was there. Loops of bowel may lie over its middle in some."""
+    seen = []
+    for seed in range(8):
+        patient = replace(draw_patient(seed), rotation=np.eye(3), warp_mm=0.0, scale=(1.0, 1.0, 1.0))
+        trunk = patient.trunk
+        hollow = [part for part in patient.behind_liver if part.wall_mm and isinstance(part.shapes[0], Ellipsoid)]
+        low = [part for part in hollow if part.shapes[0].centre[2] < trunk.sacrum_mm and part.within == "cavity"]
+        bladders = [part for part in low if -5 <= part.hu <= 20]
+        if bladders:
+            axes = [
+                np.array([at + shift]) for at, shift in zip(bladders[0].shapes[0].centre, patient.shift_mm, strict=True)
+            ]
+            seen.append(abs(float(paint(patient, axes, 2.0)[0].squeeze()) - bladders[0].hu) < 25)
+    assert len(seen) >= 4
+    assert np.mean(seen) > 0.5
 
 
 def test_tumours_at_the_surface_push_it_out():
@@ -154,7 +161,7 @@ def test_hu_are_those_of_the_phase():
         assert livers.max() <= 170
         like_spleen = np.abs(livers - [hu["spleen"] for hu in drawn[phase]]) < 8
         assert 0.1 < like_spleen.mean() < 0.8
-        assert np.mean(livers < mean[phase]["spleen"] - 15) > 0.05  # fat
+        assert np.mean(livers < mean[phase]["spleen"] - 25) > 0.15  # fat
         assert -135 < min(hu["fat"] for hu in drawn[phase]) < max(hu["fat"] for hu in drawn[phase]) < -70
 
 
