@@ -19,7 +19,7 @@ import fire  # noqa: E402
 from scripts.data import TARGETS, class_names  # noqa: E402
 from scripts.errors import InputError, report_input_errors  # noqa: E402
 from scripts.pack import NAME, list_files  # noqa: E402
-from scripts.settings import settings_file  # noqa: E402
+from scripts.settings import read_settings, settings_file  # noqa: E402
 
 WEIGHTS = Path("models/model.pt")
 CLICKS = """
@@ -56,7 +56,7 @@ def prepare(app_dir: Path, root: Path = ROOT, target: str | None = None, weights
     Args:
         app_dir: of the server.
         root: of the bundle.
-        target: what the weights find, if it is not what the bundle's configs say.
+        target: what the weights find; by default what the settings beside them say, or else the bundle's configs.
         weights: a file of them in the place of the bundle's; those of an earlier copy, maybe trained since, stay.
 
     Raises:
@@ -71,13 +71,14 @@ def prepare(app_dir: Path, root: Path = ROOT, target: str | None = None, weights
         if not name.startswith("models/"):
             (bundle / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, bundle / name)
-    if target:
-        set_target(bundle, target)
     if not own.is_file():
         own.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, own)
         if settings_file(source).is_file():
             shutil.copyfile(settings_file(source), settings_file(own))
+    target = target or read_settings(own).get("target")
+    if target:
+        set_target(bundle, target)
     shutil.copyfile(root / "label/main.py", app_dir / "main.py")
     return own
 
@@ -97,7 +98,7 @@ def start(
         app_dir: where the server keeps its copy of the bundle, with what is trained, and its log.
         host: address to listen at; others than this machine's own let anybody who can reach it use the server.
         port: to listen at.
-        target: what the weights find, of liver, tumor, liver_and_tumor; by default what the configs say.
+        target: what the weights find, of liver, tumor, liver_and_tumor; by default as they were trained.
         weights: file of them; by default models/model.pt.
     """
     is_url = str(studies).startswith(("http://", "https://"))
@@ -111,6 +112,7 @@ def start(
     labels = ", ".join(f"{index} {name}" for index, name in enumerate(TARGETS[target].class_names) if index)
     words = {"url": url, "studies": studies, "weights": used, "labels": labels, "name": NAME, "ohif": ohif}
     print(CLICKS.format(**words), flush=True)
+    os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # where dcmqi's programs are
     os.environ.setdefault("MONAI_LABEL_AUTO_UPDATE_SCORING", "false")  # it would score all images at once, at the start
     arguments = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "monailabel.main", *arguments])

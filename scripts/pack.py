@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "mpunet_liver_ct"
 CONTENTS = (
     "LICENSE", "Makefile", "README.md", "SECURITY.md", "metadata.json", "requirements*.txt", "requirements.lock",
-    "configs/*", "docs/**/*", "models/*", "scripts/**/*.py", "scripts/**/*.j2", "label/*.py", "deploy/*.py",
+    "configs/*", "docs/**/*", "models/*", "scripts/**/*.py", "scripts/**/*.j2", "label/*", "deploy/*.py",
     "federated/*.py",
 )  # fmt: skip
 SUMS = "SHA256SUMS"

@@ -39,8 +39,9 @@ def test_what_was_trained_there_stays_and_the_rest_is_renewed(tmp_path):
     assert json.loads((own.parents[1] / "configs/inference.json").read_text(encoding="utf-8"))
 
 
-def test_the_target_is_that_of_both_configs_and_of_the_metadata(tmp_path):
-    own = prepare(tmp_path / "app", target="liver_and_tumor", weights=weights(tmp_path / "mine"))
+@pytest.mark.parametrize("given, settings", [("liver_and_tumor", None), (None, {"target": "liver_and_tumor"})])
+def test_the_target_given_or_trained_for_is_that_of_both_configs_and_of_the_metadata(tmp_path, given, settings):
+    own = prepare(tmp_path / "app", target=given, weights=weights(tmp_path / "mine", settings=settings))
     configs = own.parents[1] / "configs"
     for name in ("train", "inference"):
         assert json.loads((configs / f"{name}.json").read_text(encoding="utf-8"))["target"] == "liver_and_tumor"
