@@ -13,7 +13,7 @@ TRACKING = $(VENV)/clients/tracking
 INSTALL = -m pip install --quiet --disable-pip-version-check
 PORT ?= 8000
 
-.PHONY: help venv demo pretrain test test-slow test-clients bundle label lint lock audit clean
+.PHONY: help venv demo pretrain test test-slow test-clients export bundle label lint lock audit clean
 
 help:
 	@echo "make demo       train a small network on generated scans, measure it, use it: minutes on a CPU"
@@ -22,20 +22,21 @@ help:
 	@echo "make test-slow  run the tests that take long"
 	@echo "make test-clients  run the tests of MONAI Label, MONAI Deploy, NVFLARE and MLflow, which it installs into .venv/clients"
 	@echo "make label      serve the bundle by MONAI Label: STUDIES=folder of images (PORT=8000)"
+	@echo "make export     write models/model.ts and models/model.onnx from models/model.pt"
 	@echo "make bundle     pack the bundle into one zip in dist/, with the weights if there are any"
 	@echo "make lint       check the style"
-	@echo "make lock       write requirements.lock: after a change of requirements.txt or requirements-test.txt"
+	@echo "make lock       write requirements.lock: after a change of requirements.txt, -dicom.txt or -test.txt"
 	@echo "make audit      look up requirements.lock in the database of known vulnerabilities"
 	@echo "make venv       make or update .venv, which all of the above do"
 	@echo "make clean      remove what the demo made"
 
 venv: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt requirements-test.txt requirements.lock
+$(VENV)/installed: requirements.txt requirements-dicom.txt requirements-test.txt requirements.lock
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed')"
 	$(PYTHON) -m venv $(VENV)
 	sed -e '/--hash=/d' -e 's/ \\$$//' requirements.lock > $(VENV)/constraints.txt  # a CPU build of torch has another hash
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt -c $(VENV)/constraints.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dicom.txt -r requirements-test.txt -c $(VENV)/constraints.txt
 	touch $@
 
 demo: venv
@@ -83,10 +84,17 @@ label: $(LABEL)/installed
 	$(LABEL)/bin/python label/start.py --studies "$(STUDIES)" --port $(PORT)
 
 test-clients: venv $(LABEL)/installed $(DEPLOY)/installed $(NVFLARE)/installed $(TRACKING)/installed
+	$(RUN) -m pytest -m client tests/clients/test_bundle_run.py tests/clients/test_exports.py
 	$(LABEL)/bin/python -m pytest -m client tests/clients/test_monai_label.py
 	$(DEPLOY)/bin/python -m pytest -m client tests/clients/test_deploy.py
 	$(NVFLARE)/bin/python -m pytest -m client tests/clients/test_nvflare.py
 	$(TRACKING)/bin/python -m pytest -m client tests/clients/test_mlflow.py
+
+EXPORT = --ckpt_file models/model.pt --meta_file configs/metadata.json --config_file configs/inference.json
+
+export: venv
+	$(RUN) -m monai.bundle ckpt_export network_def --filepath models/model.ts $(EXPORT)
+	$(RUN) -m monai.bundle onnx_export network_def --filepath models/model.onnx --input_shape "[1,1,128,128,96]" $(EXPORT)
 
 bundle: venv
 	$(RUN) -m scripts.pack --output_dir dist
@@ -100,7 +108,7 @@ $(TOOLS):
 	$(TOOLS) -m pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
 
 lock: $(TOOLS)
-	$(TOOLS) -m uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock" --output-file requirements.lock requirements.txt requirements-test.txt
+	$(TOOLS) -m uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock" --output-file requirements.lock requirements.txt requirements-dicom.txt requirements-test.txt
 
 audit: $(TOOLS)
 	$(TOOLS) -m pip_audit --disable-pip --require-hashes --strict --requirement requirements.lock

@@ -7,9 +7,10 @@ tilted gantry, a scout among the slices) is checked here, against the positions 
 import logging
 import os
 import struct
+import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import itk
 import nibabel as nib
@@ -21,11 +22,15 @@ from monai.utils import ensure_tuple
 from scripts.errors import InputError
 from scripts.headers import NIFTI_SUFFIXES, check_gzip, check_size, check_voxels
 
+if TYPE_CHECKING:
+    import highdicom
+
 logger = logging.getLogger(__name__)
 
 DICOM_PREAMBLE_BYTES = 128
 DICOM_META_BYTES = 1024  # of which the kind of object is one of the first
 MODALITY, IMAGE_TYPE, SERIES_UID = "0008|0060", "0008|0008", "0020|000e"
+ENHANCED_CT_CLASSES = (b"1.2.840.10008.5.1.4.1.1.2.1", b"1.2.840.10008.5.1.4.1.1.2.2")  # made so, and converted
 POSITION, FRAMES = "0020|0032", "0028|0008"
 SAME_PLACE_MM = 1e-3
 SLICE_TOLERANCE = 0.2  # of a pixel or the distance of slices: positions are rounded; a missing slice is 0.5 at least
@@ -203,15 +208,15 @@ def _check_all_found(folder: str, found: dict[str, list[str]], files: Sequence[s
             raise InputError(f"{folder}: {path.name} cannot be read, it is damaged or incomplete; export it again")
 
 
-def read_dicom_series(folder: PathLike, series: str = "") -> Any:
-    """Return the CT in a folder of DICOM files as an ITK image of float32 HU; its dictionary has the modality alone.
+def find_slices(folder: PathLike, series: str = "") -> list[Slice]:
+    """Return the slices of the CT in a folder of DICOM files, in their order; or one file of many frames.
 
     Args:
         folder: one series, beside which there may be localizers and what is no CT.
         series: which of several: an identifier, as the error that asks for it lists them, or a SeriesInstanceUID.
 
     Raises:
-        InputError: if there are several and none is chosen, or the slices are no even stack, or one is damaged.
+        InputError: if there are several and none is chosen, or there is none, or one is damaged.
     """
     folder = os.path.normpath(str(folder))
     found = _find_series(folder)
@@ -225,6 +230,60 @@ def read_dicom_series(folder: PathLike, series: str = "") -> Any:
         )
     if len(slices) < len(files):
         logger.info("%s: left out %d localizers among the slices", folder, len(files) - len(slices))
+    return slices
+
+
+def import_highdicom() -> types.ModuleType:
+    """Return highdicom. Raises `InputError` if it is not installed."""
+    try:
+        import highdicom
+    except ImportError as error:
+        raise InputError("highdicom is not installed; pip install -r requirements-dicom.txt") from error
+    return highdicom
+
+
+def read_frames(file: PathLike) -> "highdicom.Volume":
+    """Return the frames of an enhanced DICOM file as an even stack of float32 HU ``(slice, row, column)``.
+
+    By highdicom, which sorts them by their places and gives each the slope that is its own.
+
+    Raises:
+        InputError: if highdicom is not installed, or the frames are no even stack, or their compression is unknown.
+    """
+    highdicom = import_highdicom()
+    try:
+        return highdicom.imread(file).get_volume(dtype=np.float32)
+    except Exception as error:  # whatever pydicom's decoders raise
+        raise InputError(
+            f"{file}: its frames cannot be read as one even stack of slices ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}); convert it to one DICOM file per slice, or to NIfTI"
+        ) from error
+
+
+def read_dicom_series(folder: PathLike, series: str = "") -> Any:
+    """Return the CT in a folder of DICOM files as an ITK image of float32 HU; its dictionary has the modality alone.
+
+    Args:
+        folder: one series, beside which there may be localizers and what is no CT.
+        series: which of several: an identifier, as the error that asks for it lists them, or a SeriesInstanceUID.
+
+    Raises:
+        InputError: if there are several and none is chosen, or the slices are no even stack, or one is damaged.
+    """
+    folder = os.path.normpath(str(folder))
+    slices = find_slices(folder, series)
+    if len(slices) == 1 and slices[0].frames > 1 and _object_class(slices[0].file) in ENHANCED_CT_CLASSES:
+        image = read_frames(slices[0].file).permute_spatial_axes([2, 1, 0]).to_itk()  # (X, Y, Z)
+    else:
+        image = _read_stack(folder, slices)
+    dictionary = itk.MetaDataDictionary()
+    dictionary[MODALITY] = slices[0].tags[MODALITY]
+    image.SetMetaDataDictionary(dictionary)
+    return image
+
+
+def _read_stack(folder: str, slices: Sequence[Slice]) -> Any:
+    """Return one file per slice as an ITK image. Raises `InputError` if they are no even stack, or not decoded."""
     tilted = check_stack(folder, slices)
     if tilted:
         logger.warning("%s: its slices are tilted; the mask has a sheared affine, which not every viewer shows", folder)
@@ -239,11 +298,7 @@ def read_dicom_series(folder: PathLike, series: str = "") -> Any:
         raise InputError(
             f"{folder}: its pixels cannot be decoded; decompress it, for example by gdcmconv --raw, or export it again"
         ) from error
-    image = reader.GetOutput()
-    dictionary = itk.MetaDataDictionary()
-    dictionary[MODALITY] = slices[0].tags[MODALITY]
-    image.SetMetaDataDictionary(dictionary)
-    return image
+    return reader.GetOutput()
 
 
 def check_file(path: str) -> None:

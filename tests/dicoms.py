@@ -80,3 +80,60 @@ def as_run_lengths(file, pixels):
 def _literals(plane):
     packed = b"".join(bytes([len(run) - 1]) + run for run in (plane[i : i + 128] for i in range(0, len(plane), 128)))
     return packed + bytes(len(packed) % 2)
+
+
+def write_enhanced(file, volume_hu, step_mm=(0, 0, 1), axes=STRAIGHT, order=None, slopes=None, tags=None):
+    """Write ``volume_hu`` (columns, rows, slices) as one enhanced CT; slice k lies at k ``step_mm``.
+
+    Its frames are the slices ``order``, each stored as HU divided by the slice's slope (those of 1 throughout).
+    """
+    from pydicom import Dataset, FileMetaDataset
+    from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian
+
+    def only(**elements):
+        item = Dataset()
+        item.update(elements)
+        return [item]
+
+    count = volume_hu.shape[2]
+    order = range(count) if order is None else order
+    slopes = np.ones(count) if slopes is None else slopes
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = EnhancedCTImageStorage
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = f"{ROOT_UID}.5.1"
+    header.update({
+        "PatientName": "", "PatientID": "", "PatientBirthDate": "", "PatientSex": "", "StudyDate": "20200101",
+        "StudyTime": "", "StudyID": "", "AccessionNumber": "", "ReferringPhysicianName": "", "Modality": "CT",
+        "StudyInstanceUID": f"{ROOT_UID}.1", "SeriesInstanceUID": f"{ROOT_UID}.2.9", "SeriesNumber": 9,
+        "FrameOfReferenceUID": f"{ROOT_UID}.3", "InstanceNumber": 1, "SeriesDate": "20200101",
+        "ImageType": ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], "SamplesPerPixel": 1, "NumberOfFrames": count,
+        "PhotometricInterpretation": "MONOCHROME2", "Rows": volume_hu.shape[1], "Columns": volume_hu.shape[0],
+        "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
+        "DimensionOrganizationSequence": only(DimensionOrganizationUID=f"{ROOT_UID}.6"),
+        "DimensionIndexSequence": only(
+            DimensionIndexPointer=0x00209057, FunctionalGroupPointer=0x00209111,
+            DimensionOrganizationUID=f"{ROOT_UID}.6",
+        ),
+        "SharedFunctionalGroupsSequence": only(
+            PixelMeasuresSequence=only(PixelSpacing=[1.5, 1.5], SliceThickness=1),
+            PlaneOrientationSequence=only(ImageOrientationPatient=[float(value) for value in axes]),
+        ),
+        "PerFrameFunctionalGroupsSequence": [
+            only(
+                FrameContentSequence=only(InStackPositionNumber=k + 1, StackID="1", DimensionIndexValues=[k + 1]),
+                PlanePositionSequence=only(ImagePositionPatient=[float(k * value) for value in step_mm]),
+                PixelValueTransformationSequence=only(
+                    RescaleSlope=float(slopes[k]), RescaleIntercept=0.0, RescaleType="HU"
+                ),
+            )[0]
+            for k in order
+        ],
+    } | (tags or {}))  # fmt: skip
+    stored = np.stack([np.round(volume_hu[:, :, k].T / slopes[k]) for k in order]).astype("<i2")
+    header.PixelData = stored.tobytes()
+    header["PixelData"].VR = "OW"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    header.save_as(file, enforce_file_format=True)
+    return file

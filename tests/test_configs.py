@@ -29,6 +29,8 @@ OVERLAYS = {  # overlay → the configs it lies over
     "multi_gpu_evaluate": ["train"],
     "multi_gpu_inference": ["inference"],
     "plain": ["inference"],
+    "torchscript": ["inference"],
+    "onnx": ["inference"],
     "openvino": ["inference"],
     "tensorrt": ["inference"],
 }
@@ -45,6 +47,8 @@ NEW_KEYS = {
     "multi_gpu_evaluate": {"validate::dataloader::sampler", "finalize"},
     "multi_gpu_inference": {"finalize"},
     "evaluate": {"section", "evaluation_dir", "save_predictions", *FINISHING, "evaluating"},
+    "torchscript": {"handlers::0::_disabled_"},
+    "onnx": {"handlers::0::_disabled_"},
     "openvino": {"handlers::0::_disabled_"},
     "tensorrt": {"trt_args"},
 }
@@ -291,17 +295,22 @@ def test_metadata_at_the_top_is_that_of_the_configs():
     )
 
 
+def read_pins(name):
+    pins = {}
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#") and 'python_version < "3.11"' not in line:
+            package, version = line.split(";")[0].strip().split("==")
+            pins[package] = version
+    return pins
+
+
 def test_metadata_names_the_pinned_versions():
     metadata = read("metadata")
     versions = metadata["required_packages_version"] | {
         "torch": metadata["pytorch_version"], "monai": metadata["monai_version"], "numpy": metadata["numpy_version"]
     }  # fmt: skip
-    pins = {}
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#") and 'python_version < "3.11"' not in line:
-            name, version = line.split(";")[0].strip().split("==")
-            pins[name] = version
-    assert versions == pins
+    assert versions == read_pins("requirements.txt")
+    assert metadata["optional_packages_version"] == read_pins("requirements-dicom.txt")
 
 
 def test_metadata_fulfils_the_schema():

@@ -1,5 +1,6 @@
 """The exported network gives what the network gives, from the command line too."""
 
+import importlib.util
 import re
 import tempfile
 
@@ -7,89 +8,162 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, onnx_export, run
+from monai.bundle import ConfigParser, ckpt_export, onnx_export, run
 
 from scripts.benchmark.scans import paint_scan
 from scripts.errors import InputError
 from scripts.networks import MPUNet
-from scripts.networks.exported import ExportedNetwork
+from scripts.networks.exported import ExportedNetwork, OnnxNetwork, load_torchscript
 from tests import ROOT
 from tests.niftis import save
 
-pytest.importorskip("openvino")
 SIZE = [32, 32, 32]
 CHANNELS = [4, 4, 8, 8, 8]
+ENGINES = {"openvino": ExportedNetwork, "onnxruntime": OnnxNetwork}
+OVERLAYS = {
+    "torchscript": ("model.ts", "torch"),
+    "onnx": ("model.onnx", "onnxruntime"),
+    "openvino": ("model.onnx", "openvino"),
+}
+
+
+def if_installed(*packages):
+    """Parameters, each skipped where the package that it begins with is not installed."""
+    return [
+        pytest.param(
+            package,
+            marks=pytest.mark.skipif(not importlib.util.find_spec(package), reason=f"{package} is not installed"),
+        )
+        for package in packages
+    ]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A small network with a sure opinion, its weights, and the ONNX file that the bundle's command makes of them."""
+    """A small network with a sure opinion, its weights, and the files that the bundle's commands make of them."""
+    pytest.importorskip("onnxscript")
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     network = MPUNet(channels=CHANNELS)
     for head in network.heads:
         torch.nn.init.normal_(head.weight, std=3.0)
     torch.save(network.state_dict(), folder / "model.pt")
+    arguments = {
+        "net_id": "network_def", "ckpt_file": str(folder / "model.pt"),
+        "meta_file": str(ROOT / "configs/metadata.json"), "config_file": str(ROOT / "configs/inference.json"),
+        "network_def::channels": CHANNELS,
+    }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))  # where MONAI's check leaves a copy of the weights
-        onnx_export(
-            net_id="network_def",
-            filepath=str(folder / "model.onnx"),
-            ckpt_file=str(folder / "model.pt"),
-            meta_file=str(ROOT / "configs/metadata.json"),
-            config_file=str(ROOT / "configs/inference.json"),
-            input_shape=[1, 1, *SIZE],
-            **{"network_def::channels": CHANNELS},
-        )
+        ckpt_export(filepath=str(folder / "model.ts"), **arguments)
+        onnx_export(filepath=str(folder / "model.onnx"), input_shape=[1, 1, *SIZE], **arguments)
     return network.eval(), folder
 
 
-def test_the_exported_network_gives_the_networks_log_probabilities(exported):
+@pytest.mark.parametrize("engine", if_installed(*ENGINES))
+def test_the_exported_network_gives_the_networks_log_probabilities(exported, engine):
     network, folder = exported
-    by_openvino = ExportedNetwork(folder / "model.onnx", amp=False)
+    by_engine = ENGINES[engine](folder / "model.onnx", **({"amp": False} if engine == "openvino" else {}))
     images = torch.randn(2, 1, 1, *SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        results = [by_openvino(image) for image in images]
+        results = [by_engine(image) for image in images]
         for image, result in zip(images, results, strict=True):
             torch.testing.assert_close(result.exp(), network(image).exp(), atol=1e-4, rtol=0)
 
 
-def test_an_image_of_another_size_is_refused(exported):
+def test_torchscript_gives_the_networks_numbers_to_the_bit_for_images_of_any_size(exported):
+    network, folder = exported
+    scripted = load_torchscript(folder / "model.ts")
+    for size in (SIZE, [16, 32, 48]):
+        image = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            torch.testing.assert_close(scripted(image), network(image), atol=0, rtol=0)
+
+
+def test_torchscript_has_the_config_and_the_metadata_in_it(exported):
+    from monai.data import load_net_with_metadata
+
+    _, metadata, files = load_net_with_metadata(
+        str(exported[1] / "model.ts"), more_extra_files=["inference.json"]
+    )  # named as the file that it is from
+    assert metadata["name"] == "MPU-Net liver CT segmentation"
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "liver"
+    assert b"scripts.networks.MPUNet" in files["inference.json"]
+
+
+@pytest.mark.parametrize("engine", if_installed(*ENGINES))
+def test_an_image_of_another_size_is_refused(exported, engine):
     with pytest.raises(
         InputError, match=re.escape("was exported for [1, 1, 32, 32, 32], got [1, 1, 16, 32, 32]: give")
     ):
-        ExportedNetwork(exported[1] / "model.onnx")(torch.zeros(1, 1, 16, 32, 32))
+        ENGINES[engine](exported[1] / "model.onnx")(torch.zeros(1, 1, 16, 32, 32))
 
 
-def test_what_is_no_exported_network_is_refused(tmp_path):
+@pytest.mark.parametrize("engine", if_installed(*ENGINES))
+def test_what_is_no_exported_network_is_refused(tmp_path, engine):
     with pytest.raises(InputError, match=r"model\.onnx: no such file"):
-        ExportedNetwork(tmp_path / "model.onnx")
+        ENGINES[engine](tmp_path / "model.onnx")
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"model\.onnx: is not an ONNX file"):
-        ExportedNetwork(tmp_path / "model.onnx")
+        ENGINES[engine](tmp_path / "model.onnx")
 
 
-def test_by_openvino_a_scan_gets_the_mask_that_it_gets_by_pytorch(exported, tmp_path):
-    folder = exported[1]
+@pytest.mark.parametrize("content", [b"nothing", b""])
+def test_what_is_no_torchscript_is_refused(tmp_path, content):
+    with pytest.raises(InputError, match=r"model\.ts: no such file"):
+        load_torchscript(tmp_path / "model.ts")
+    (tmp_path / "model.ts").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.ts: is no TorchScript file"):
+        load_torchscript(tmp_path / "model.ts")
+
+
+def test_plain_weights_are_no_torchscript(exported):
+    with pytest.raises(InputError, match=r"model\.pt: is no TorchScript file"):
+        load_torchscript(exported[1] / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def segment(exported, tmp_path_factory):
+    """Return the mask of one scan by inference.json with an overlay, or with none."""
+    folder = tmp_path_factory.mktemp("segmented")
     image, _ = paint_scan((48, 48, 40), (8.0, 8.0, 10.0))
-    scan = save(tmp_path / "scan.nii.gz", image, np.diag([8.0, 8.0, 10.0, 1.0]))
+    affine = np.diag([-8.0, -8.0, 10.0, 1.0])
+    affine[:3, 3] = 11, -7, 3
+    scan = save(folder / "scan.nii.gz", image, affine)
     knobs = {"spacing": [8.0, 8.0, 10.0], "roi_size": SIZE, "amp": False, "device": "cpu", "preview": False}
-    masks = {}
-    for overlays, weights in (([], "model.pt"), (["openvino"], "model.onnx")):
-        output_dir = tmp_path / weights
-        configs = [str(ROOT / f"configs/{name}.json") for name in ("inference", *overlays)]
-        own = {} if overlays else {"network_def::channels": CHANNELS}
+
+    def segment_by(overlay=None):
+        name = OVERLAYS[overlay][0] if overlay else "model.pt"
+        configs = [str(ROOT / f"configs/{config}.json") for config in ("inference", *filter(None, [overlay]))]
+        own = {} if overlay else {"network_def::channels": CHANNELS}
         run(
-            config_file=configs, bundle_root=str(ROOT), dataset_dir=str(scan), output_dir=str(output_dir),
-            ckpt_path=str(folder / weights), **knobs, **own,
+            config_file=configs, bundle_root=str(ROOT), dataset_dir=str(scan), output_dir=str(folder / str(overlay)),
+            ckpt_path=str(exported[1] / name), **knobs, **own,
         )  # fmt: skip
-        masks[weights] = np.asarray(nib.load(output_dir / "scan_seg.nii.gz").dataobj)
-    assert 0.01 < masks["model.pt"].mean() < 0.99
-    assert (masks["model.pt"] != masks["model.onnx"]).mean() < 1e-4
+        return nib.load(folder / str(overlay) / "scan_seg.nii.gz")
+
+    return segment_by
 
 
-def test_the_handler_that_openvino_json_leaves_out_is_the_one_that_loads_weights_into_the_network():
-    config = ConfigParser.load_config_files([str(ROOT / f"configs/{name}.json") for name in ("inference", "openvino")])
+@pytest.fixture(scope="module")
+def by_pytorch(segment):
+    return segment()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_by_every_export_a_scan_gets_the_mask_that_it_gets_by_pytorch(segment, by_pytorch, overlay):
+    if not importlib.util.find_spec(OVERLAYS[overlay][1]):
+        pytest.skip(f"{OVERLAYS[overlay][1]} is not installed")
+    mask = segment(overlay)
+    expected = np.asarray(by_pytorch.dataobj)
+    assert 0.01 < expected.mean() < 0.99
+    np.testing.assert_array_equal(mask.affine, by_pytorch.affine)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_handler_that_an_export_leaves_out_is_the_one_that_loads_weights_into_the_network(overlay):
+    config = ConfigParser.load_config_files([str(ROOT / f"configs/{name}.json") for name in ("inference", overlay)])
     left_out = [
         handler["_target_"] for handler in ConfigParser(config)["handlers"] if handler.get("_disabled_") is True
     ]

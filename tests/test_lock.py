@@ -32,7 +32,7 @@ def test_the_lock_has_the_pinned_versions_on_every_python():
     for python in PYTHONS:
         for platform in ("linux", "win32"):
             locked = versions("requirements.lock", python, platform)
-            for file in ("requirements.txt", "requirements-test.txt"):
+            for file in ("requirements.txt", "requirements-dicom.txt", "requirements-test.txt"):
                 for package, version in versions(file, python, platform).items():
                     assert locked.get(package) == version, f"{package}: run `make lock`"
 

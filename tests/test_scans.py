@@ -67,6 +67,30 @@ def test_positions_that_are_rounded_are_a_straight_volume(tmp_path):
     np.testing.assert_array_equal(direction, np.eye(3))
 
 
+def recode(file, syntax):
+    """Write a DICOM file again in another transfer syntax."""
+    pydicom = pytest.importorskip("pydicom")
+    header = pydicom.dcmread(file)
+    if syntax == "JPEGLSLossless":
+        header.compress(pydicom.uid.JPEGLSLossless)
+        header.save_as(file)
+        return
+    header.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    header["PixelData"].VR = "OW"
+    little = syntax != "ExplicitVRBigEndian"
+    pydicom.dcmwrite(file, header, implicit_vr=False, little_endian=little)
+    if not little:
+        content, count = file.read_bytes(), len(header.PixelData)
+        file.write_bytes(content[:-count] + np.frombuffer(content[-count:], "<i2").astype(">i2").tobytes())
+
+
+@pytest.mark.parametrize("syntax", ["JPEGLSLossless", "DeflatedExplicitVRLittleEndian", "ExplicitVRBigEndian"])
+def test_slices_in_other_transfer_syntaxes_are_read_to_the_voxel(tmp_path, syntax):
+    for file in write_series(tmp_path, HU):
+        recode(file, syntax)
+    assert_is(load(tmp_path), HU, make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+
+
 @pytest.mark.parametrize("kind", ["JPEG lossless", "JPEG 2000", "run lengths"])
 def test_compressed_slices_are_read_to_the_voxel(tmp_path, kind):
     files = write_series(tmp_path, HU, compression=JPEG if kind == "JPEG lossless" else JPEG_2000)
@@ -169,7 +193,7 @@ BAD_SERIES = {
     "all are truncated": (all_truncated, "holds no slices of a scan that can be read, only localizers, other objects"),
     "an unknown compression": (not_decodable, "its pixels cannot be decoded; decompress it, for example by gdcmconv"),
     "no positions": (without_position, "has no position in the patient; export the original slices"),
-    "an enhanced object of many frames": (frames, "all.dcm holds 6 frames; convert it to one DICOM file per slice"),
+    "a secondary capture of many frames": (frames, "all.dcm holds 6 frames; convert it to one DICOM file per slice"),
     "colours": (colours, "shot.dcm is in colours, not a CT; export the CT's slices"),
 }
 

@@ -1,8 +1,9 @@
-"""A network that was exported to ONNX, on the CPU by OpenVINO."""
+"""A network that was exported: to ONNX, on the CPU by OpenVINO or by ONNX Runtime; to TorchScript, by PyTorch."""
 
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,45 +11,55 @@ from scripts.devices import half_precision
 from scripts.errors import InputError
 
 
-class ExportedNetwork(nn.Module):
-    """An ONNX file in the place of the network that it was exported from, computed on the CPU by OpenVINO.
+def _check_is_there(path: str | os.PathLike) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; export the network to it, as docs/exports.md says")
+
+
+def _no_onnx(path: str | os.PathLike) -> InputError:
+    return InputError(f"{path}: is not an ONNX file of a network for windows of one size; export it again")
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file in the place of the network that it was exported from, computed on the CPU by ONNX Runtime.
 
     ``(B, C, H, W, D)`` float32 in and out, of the one shape that it was exported with: that of a window. It has no
     parameters and cannot be trained.
 
     Args:
         path: of the ONNX file.
-        amp: compute in bfloat16 where the CPU has it (see `half_precision`), else in float32.
 
     Raises:
-        InputError: if OpenVINO is not installed, or the file is missing or no ONNX file of a fixed shape.
+        InputError: if ONNX Runtime is not installed, or the file is missing or no ONNX file of a fixed shape.
     """
 
-    def __init__(self, path: str | os.PathLike, amp: bool = True):
+    def __init__(self, path: str | os.PathLike):
         super().__init__()
+        self.path = path
+        self.shape = self.load(path)
+        if not all(isinstance(size, int) for size in self.shape):
+            raise _no_onnx(path)
+
+    def load(self, path: str | os.PathLike) -> tuple[int, ...]:
+        """Load the file and return the shape that it is for."""
         try:
-            import openvino
+            import onnxruntime
         except ImportError as error:
             raise InputError(
-                "openvino is not installed; pip install openvino (version in requirements-test.txt)"
+                "onnxruntime is not installed; pip install onnxruntime (version in requirements-test.txt)"
             ) from error
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file; export the network to it, as README.md says")
-        precision = "bf16" if amp and half_precision("cpu") is torch.bfloat16 else "f32"
-        settings = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        _check_is_there(path)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
         try:
-            model = openvino.Core().read_model(path)
-            self.shape = tuple(model.input(0).shape)
-            self.model = openvino.Core().compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise InputError(
-                f"{path}: is not an ONNX file of a network for windows of one size; export it again"
-            ) from error
-        self.path = path
+            self.session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # it has an exception class of its own for every kind of damage
+            raise _no_onnx(path) from error
+        return tuple(self.session.get_inputs()[0].shape)
+
+    def compute(self, image: np.ndarray) -> np.ndarray:
+        """Return what the file makes of an image of its shape."""
+        return self.session.run(None, {self.session.get_inputs()[0].name: image})[0]
 
     def forward(self, image: Tensor) -> Tensor:
         """Return what the network that was exported returns.
@@ -61,5 +72,61 @@ class ExportedNetwork(nn.Module):
                 f"{self.path}: was exported for {list(self.shape)}, got {list(image.shape)}: "
                 f"give --roi_size {list(self.shape[2:])} --sw_batch_size {self.shape[0]}, or export it anew"
             )
-        result = self.model([image.float().contiguous().cpu().numpy()])[0]
-        return torch.from_numpy(result).to(image.device)
+        return torch.from_numpy(self.compute(image.float().contiguous().cpu().numpy())).to(image.device)
+
+
+class ExportedNetwork(OnnxNetwork):
+    """The same by OpenVINO.
+
+    Args:
+        path: of the ONNX file.
+        amp: compute in bfloat16 where the CPU has it (see `half_precision`), else in float32.
+
+    Raises:
+        InputError: if OpenVINO is not installed, or the file is missing or no ONNX file of a fixed shape.
+    """
+
+    def __init__(self, path: str | os.PathLike, amp: bool = True):
+        self.amp = amp
+        super().__init__(path)
+
+    def load(self, path: str | os.PathLike) -> tuple[int, ...]:
+        """Load the file and return the shape that it is for."""
+        try:
+            import openvino
+        except ImportError as error:
+            raise InputError(
+                "openvino is not installed; pip install openvino (version in requirements-test.txt)"
+            ) from error
+        _check_is_there(path)
+        precision = "bf16" if self.amp and half_precision("cpu") is torch.bfloat16 else "f32"
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            model = openvino.Core().read_model(path)
+            self.model = openvino.Core().compile_model(model, "CPU", settings)
+            return tuple(model.input(0).shape)
+        except RuntimeError as error:
+            raise _no_onnx(path) from error
+
+    def compute(self, image: np.ndarray) -> np.ndarray:
+        """Return what the file makes of an image of its shape."""
+        return self.model([image])[0]
+
+
+def load_torchscript(path: str | os.PathLike) -> nn.Module:
+    """Return the network in a TorchScript file, such as MONAI's ``ckpt_export`` writes, on the CPU.
+
+    It takes images of the shapes that the network takes. TorchScript is a program: see SECURITY.md.
+
+    Raises:
+        InputError: if the file is missing, or is none of TorchScript.
+    """
+    _check_is_there(path)
+    try:
+        return torch.jit.load(path, map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: is no TorchScript file; export the network again") from error

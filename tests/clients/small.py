@@ -93,12 +93,14 @@ def write_bundle(folder: Path, target: str = "liver") -> Path:
     return folder
 
 
-def segment(bundle: Path, image: Path, output_dir: Path) -> nib.Nifti1Image:
+def segment(
+    bundle: Path, image: Path, output_dir: Path, config: str = "configs/inference.json", amp: bool = True
+) -> nib.Nifti1Image:
     """Return the mask that ``monai.bundle run`` makes of ``image``, a file or a DICOM folder, in a process of its own.
 
     It is that of the bundle's own command, which the tests of scripts/ hold to the image's grid.
     """
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config, "--amp", str(amp)]
     options = ["--dataset_dir", str(image), "--output_dir", str(output_dir), "--preview", "false"]
     subprocess.run([*command, *options], cwd=bundle, check=True, capture_output=True, timeout=300)
     (path,) = output_dir.rglob("*_seg.nii.gz")
