@@ -40,6 +40,7 @@ def join(device: torch.device | str, timeout_hours: float | None = None) -> None
     device = torch.device(device)
     if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
         raise InputError("multi_gpu_*.json: are for several processes; start them by torchrun: docs/many_machines.md")
+    os.environ.pop("SLURM_JOB_ID", None)  # by it Ignite would take the numbers of Slurm's tasks for those of torchrun
     if device.type == "cuda":
         torch.cuda.set_device(device)
     timeout = None if timeout_hours is None else datetime.timedelta(hours=timeout_hours)

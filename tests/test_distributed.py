@@ -171,8 +171,9 @@ def torchrun_command(names, run_id, **settings):
 
 
 def torchrun(*args, **settings):
-    """Run that command."""
-    command, environment = torchrun_command(*args, **settings), os.environ | {"OMP_NUM_THREADS": "1"}
+    """Run that command, as if in a job of Slurm."""
+    command = torchrun_command(*args, **settings)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "7"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=500)
     assert done.returncode == 0, done.stderr[-5000:]
     return done
@@ -250,3 +251,26 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(dataset, tmp_pat
     messages = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert f"stopped. {tmp_path}/last.pt has the last finished epoch; go on from it with --resume true" in messages
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] >= 4
+
+
+@pytest.mark.slow
+def test_an_archive_is_segmented_by_two_processes_and_an_image_that_cannot_be_read_stops_neither(tmp_path):
+    write_phantoms(tmp_path / "archive", cases=3, seed=0, size=(64, 64, 48))
+    for path in (tmp_path / "archive").glob("segmentation-*"):
+        path.unlink()
+    (tmp_path / "archive/volume-0.nii.gz").write_bytes(b"damaged")
+    network = MPUNet(channels=TINY["network_def::channels"])
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    settings = {key: TINY[key] for key in ("network_def::channels", "spacing", "roi_size")}
+    settings |= {
+        "dataset_dir": tmp_path / "archive",
+        "output_dir": tmp_path / "out",
+        "ckpt_path": tmp_path / "model.pt",
+    }
+    command = torchrun_command(["inference", "multi_gpu_inference"], "inferring", **settings)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=500)
+    assert done.returncode == 1
+    assert "error: 1 of 2 images were not segmented" in done.stderr
+    assert [os.path.basename(row["image"]) for row in table(tmp_path / "out/failed.csv")] == ["volume-0.nii.gz"]
+    rows = table(tmp_path / "out/volumes.csv")
+    assert [os.path.basename(row["image"]) for row in rows] == ["volume-1.nii.gz", "volume-2.nii.gz"]
