@@ -5,13 +5,13 @@
 Channels, sizes and the number of parameters come from a network that is built and run (without memory) to draw it.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import fire
 import torch
+from monai.bundle import ConfigParser
 from torch import nn
 
 from scripts.files import written_whole
@@ -44,7 +44,8 @@ class Shapes:
 
 def measure_shapes() -> Shapes:
     """Run the network of ``configs/train.json``'s crop on tensors without memory, and note every shape."""
-    roi_size = json.loads((ROOT / "configs/train.json").read_text(encoding="utf-8"))["roi_size"]
+    config = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.json"))
+    roi_size = config.get_parsed_content("roi_size")
     with torch.device("meta"):
         network = MPUNet().eval()
         image = torch.empty(1, 1, *roi_size)

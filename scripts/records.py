@@ -74,7 +74,7 @@ class Records:
         """Return a record, None if it cannot be read, or if the mask, or the image that has none, is gone."""
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            is_there = os.path.exists(self.output_dir / record["file"] if "mask" in record else record["image"])
+            is_there = os.path.lexists(self.output_dir / record["file"] if "mask" in record else record["image"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return record if is_there else None
