@@ -100,8 +100,8 @@ class LiverApp(MONAILabelApp):
         Raises:
             HTTPException: 404 if there is no such image, 400 if there is no such model, 422 if it cannot be segmented.
         """
-        image, images = request.get("image"), datastore or self.datastore()
-        if isinstance(image, str) and not os.path.exists(image) and not (image and images.get_image_uri(image)):
+        image = request.get("image")
+        if isinstance(image, str) and not os.path.exists(image) and not self._has(image, datastore):
             raise HTTPException(404, f"{image or 'the session'}: no such image; it may have been removed")
         try:
             return super().infer(request, datastore)
@@ -114,3 +114,9 @@ class LiverApp(MONAILabelApp):
             if reason is None:
                 raise
             raise HTTPException(422, str(reason)) from error
+
+    def _has(self, image: str, datastore: Any) -> bool:
+        try:
+            return bool(image and (datastore or self.datastore()).get_image_uri(image))
+        except IndexError:  # from the first of the series of that name on a DICOMweb server, if there is none
+            return False

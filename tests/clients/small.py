@@ -113,3 +113,29 @@ def assert_same_mask(mask: nib.Nifti1Image, expected: nib.Nifti1Image) -> None:
     expected = nib.as_closest_canonical(expected)
     np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-3)
     np.testing.assert_array_equal(np.squeeze(np.asarray(mask.dataobj)), np.asarray(expected.dataobj))
+
+
+def read_segments(path, shape, affine):
+    """Return a DICOM SEG and {segment number: mask}, by each frame's own position, by nothing but pydicom.
+
+    Args:
+        path: of a SEG.
+        shape: (columns, rows, slices) of the source.
+        affine: of the source, voxels to RAS mm.
+    """
+    import pydicom  # not in requirements.txt
+
+    seg = pydicom.dcmread(path)
+    assert seg.Modality == "SEG"
+    to_voxels = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ affine)
+    shared = seg.SharedFunctionalGroupsSequence[0]  # where a thing is that all frames have in common
+    masks = {item.SegmentNumber: np.zeros(shape, np.uint8) for item in seg.SegmentSequence}
+    frames = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
+    for frame, groups in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        position = [*map(float, groups.PlanePositionSequence[0].ImagePositionPatient), 1]
+        voxel = to_voxels @ position
+        np.testing.assert_allclose(voxel[:2], 0, atol=1e-3)
+        of_frame = groups if "SegmentIdentificationSequence" in groups else shared
+        number = of_frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        masks[number][:, :, round(voxel[2])] = frame.T
+    return seg, masks

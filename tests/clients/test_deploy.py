@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from monai.bundle import ckpt_export
 
-from tests.clients.small import OBLIQUE
+from tests.clients.small import OBLIQUE, read_segments
 from tests.dicoms import write_slice
 
 pytest.importorskip("monai.deploy", reason="MONAI Deploy is not installed here; make test-clients installs it")
@@ -28,30 +28,6 @@ def run_app(bundle, dicom, output, *options, cwd=None):
     return subprocess.run(
         command, cwd=cwd or output.parent, capture_output=True, text=True, timeout=300, check=False
     )  # fmt: skip
-
-
-def read_segments(path, shape, affine):
-    """Return {segment number: mask} by each frame's own position, by nothing but pydicom.
-
-    Args:
-        path: of a SEG.
-        shape: (columns, rows, slices) of the source.
-        affine: of the source, voxels to RAS mm.
-    """
-    seg = pydicom.dcmread(path)
-    assert seg.Modality == "SEG"
-    to_voxels = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ affine)
-    shared = seg.SharedFunctionalGroupsSequence[0]  # where a thing is that all frames have in common
-    masks = {item.SegmentNumber: np.zeros(shape, np.uint8) for item in seg.SegmentSequence}
-    frames = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
-    for frame, groups in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
-        position = [*map(float, groups.PlanePositionSequence[0].ImagePositionPatient), 1]
-        voxel = to_voxels @ position
-        np.testing.assert_allclose(voxel[:2], 0, atol=1e-3)
-        of_frame = groups if "SegmentIdentificationSequence" in groups else shared
-        number = of_frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-        masks[number][:, :, round(voxel[2])] = frame.T
-    return seg, masks
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,12 @@ import pytest
 import torch
 
 from tests import ROOT
-from tests.clients.small import assert_same_mask
+from tests.clients.small import assert_same_mask, read_segments
+from tests.dicoms import ROOT_UID
 
 pytest.importorskip("monailabel", reason="MONAI Label is not installed here; make test-clients installs it")
 
+import requests
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException, MONAILabelUtils
 
@@ -33,6 +35,12 @@ pytestmark = pytest.mark.client
 MODEL = "mpunet_liver_ct"
 TARGETS = {"liver": {"liver": 1}, "liver_and_tumor": {"liver": 1, "tumor": 2}}
 START_S, TASK_S = 240, 400  # the most that a server takes to start, and a training or scoring to end
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class Server:
@@ -46,9 +54,7 @@ class Server:
 
     def __init__(self, command, app, studies, log):
         self.app, self.studies, self.log = app, studies, log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.client = MONAILabelClient(f"http://127.0.0.1:{self.port}", tmpdir=str(log.parent))
         with open(log, "w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
@@ -239,3 +245,63 @@ def test_labels_that_are_sent_train_the_weights_that_the_next_mask_is_made_with(
     assert any(not torch.equal(new[name], old[name]) for name in new)
     after, _ = server.infer("lps")
     assert (np.asarray(nib.load(after).dataobj) != before).any()
+
+
+@pytest.fixture
+def orthanc(scan, tmp_path):
+    """The address of a DICOMweb server that holds the CT."""
+    settings = json.loads((ROOT / "label/orthanc.json").read_text(encoding="utf-8"))
+    program, plugin = shutil.which("Orthanc"), Path(settings["Plugins"][0])
+    if not program or not plugin.is_file():
+        pytest.skip("Orthanc and its DICOMweb plugin are not installed: apt install orthanc orthanc-dicomweb")
+    port = free_port()
+    settings |= {"HttpPort": port, "StorageDirectory": "db", "IndexDirectory": "db"}
+    (tmp_path / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
+    with open(tmp_path / "orthanc.log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen([program, str(tmp_path / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for path in scan.dicom.iterdir():
+            send(f"http://127.0.0.1:{port}/instances", path.read_bytes())
+        yield f"http://127.0.0.1:{port}/dicom-web"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def send(url, content):
+    """Send, and wait until there is somebody to take it."""
+    end = time.monotonic() + START_S
+    while True:
+        try:
+            return requests.post(url, data=content, timeout=60).raise_for_status()
+        except requests.ConnectionError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
+def test_images_of_a_dicomweb_server_get_a_dicom_seg_and_ohif_shows_them(orthanc, scan, bundle, reference, tmp_path):
+    root = bundle("liver_and_tumor")
+    command = [str(root / "label/start.py"), "--studies", orthanc, "--app_dir", str(tmp_path / "app")]
+    server = Server(command, tmp_path / "app", orthanc, tmp_path / "server.log")
+    try:
+        server.wait()
+        series = f"{ROOT_UID}.2.1"
+        expected = reference(scan.dicom, "liver_and_tumor")
+        file, _ = server.infer(series, params={"result_extension": ".nii.gz"})
+        assert_same_mask(nib.load(file), expected)
+
+        segments = [{"name": name, "model_name": MODEL} for name in ("liver", "tumor")]
+        fields = {"params": json.dumps({"label_info": segments, "result_extension": ".nii.gz"})}
+        url = f"http://127.0.0.1:{server.port}"
+        answer = requests.post(f"{url}/infer/{MODEL}?image={series}&output=dicom_seg", data=fields, timeout=TASK_S)
+        assert answer.status_code == 200, answer.text
+        (tmp_path / "seg.dcm").write_bytes(answer.content)
+        _, masks = read_segments(tmp_path / "seg.dcm", scan.label.shape, scan.affine)
+        assert len(masks) == 2
+        for number, mask in masks.items():
+            np.testing.assert_array_equal(mask, np.asarray(expected.dataobj) == number)
+        assert "<title>OHIF Viewer" in requests.get(f"{url}/ohif/", timeout=60).text
+        assert server.refusal("1.2.3")[0] == 404
+    finally:
+        server.stop()
