@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.clients.small import assert_same_mask
+from tests.clients.small import assert_same_mask, segment
 
 pytestmark = pytest.mark.client
 
@@ -18,6 +18,8 @@ def test_the_mask_of_a_dicom_series_is_that_of_the_same_ct_as_nifti(scan, refere
     assert voxels.min() > 1000  # a mask that shows where it lies
 
 
-def test_the_mask_of_a_turned_scan_is_another_one_on_its_grid(oblique_scan, reference):
-    assert_same_mask(reference(oblique_scan.dicom), reference(oblique_scan.nifti))
-    np.testing.assert_allclose(reference(oblique_scan.nifti).affine, oblique_scan.affine, atol=1e-4)
+def test_the_mask_of_a_turned_scan_is_another_one_on_its_grid(oblique_scan, bundle, tmp_path):
+    # in float32: NIfTI keeps the affine to 7 digits, of which bfloat16 and random weights make 458 other voxels
+    by_nifti = segment(bundle(), oblique_scan.nifti, tmp_path / "nifti", amp=False)
+    assert_same_mask(segment(bundle(), oblique_scan.dicom, tmp_path / "dicom", amp=False), by_nifti)
+    np.testing.assert_allclose(by_nifti.affine, oblique_scan.affine, atol=1e-4)
