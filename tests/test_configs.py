@@ -231,17 +231,18 @@ def test_every_component_that_a_config_names_exists(overlay):
             assert item.resolve_module_name(), item.get_config()
 
 
-def test_inference_is_as_the_weights_were_trained(tmp_path):
+def test_inference_and_evaluation_are_as_the_weights_were_trained(tmp_path):
     """A training over pretrain.json, and inference with nothing but its weights."""
     path = tmp_path / "weights.pt"
     training = parser("train", "pretrain", ckpt_path=str(path))
     engine = Engine(lambda *_: None)
     engine.state.metrics, engine.state.key_metric_name = {"dice": 0.5}, "dice"
     training.get_parsed_content("best_checkpoint")(engine)
-    inference = parser("inference", ckpt_path=str(path))
-    for knob in ("spacing", "plane_size", "window_hu", "roi_size"):
-        assert inference.get_parsed_content(knob) == training.get_parsed_content(knob), knob
-    inference.get_parsed_content("network_def").load_state_dict(torch.load(path))
+    for names in (["inference"], ["train", "evaluate"]):
+        config = parser(*names, ckpt_path=str(path))
+        for knob in ("spacing", "plane_size", "window_hu", "roi_size"):
+            assert config.get_parsed_content(knob) == training.get_parsed_content(knob), knob
+        config.get_parsed_content("network_def").load_state_dict(torch.load(path))
 
 
 @pytest.mark.parametrize(
