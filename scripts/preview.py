@@ -84,6 +84,7 @@ def draw_preview(
     sizes_mm = {"axial": (width_mm, depth_mm), "coronal": (width_mm, height_mm), "sagittal": (depth_mm, height_mm)}
 
     figure = Figure(figsize=(14, 7), facecolor="black", layout="constrained")
+    figure.get_layout_engine().set(hspace=0.1)  # room for a letter below one plane and another above the next
     layout = [["axial", "coronal"], ["axial", "sagittal"]]
     axes = figure.subplot_mosaic(layout, width_ratios=[1.2, 1])
     for plane, axis in axes.items():
