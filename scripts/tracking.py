@@ -43,7 +43,8 @@ class ValidationPictures:
         count: int = 0,
     ):
         self.output_dir = Path(output_dir)
-        self.tensorboard_dir = tensorboard_dir
+        self.tensorboard_dir = str(tensorboard_dir)
+        self.writer: SummaryWriter | None = None  # made with the first picture
         self.class_names = tuple(class_names)
         self.window_hu = tuple(window_hu)
         self.count = int(count)
@@ -68,8 +69,9 @@ class ValidationPictures:
         masks = (_array(pred), image.affine, self.class_names, path, title, _array(label))
         draw_preview(self._in_hu(image), *masks)
         picture = (matplotlib.image.imread(path)[..., :3] * 255).astype(np.uint8)
-        with SummaryWriter(log_dir=str(self.tensorboard_dir)) as writer:
-            writer.add_image(f"validation/{name}", picture, epoch, dataformats="HWC")
+        self.writer = self.writer or SummaryWriter(log_dir=self.tensorboard_dir)
+        self.writer.add_image(f"validation/{name}", picture, epoch, dataformats="HWC")
+        self.writer.flush()
 
     def _in_hu(self, image: MetaTensor) -> np.ndarray:
         low, high = self.window_hu

@@ -298,6 +298,24 @@ def test_down_sampling_keeps_neither_what_is_pooled_nor_an_index():
     assert kept_bytes(down, image) <= image.nbytes + 3 * eighth  # before the norm, after it, after the ELU
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", [torch.channels_last_3d, torch.contiguous_format])
+@pytest.mark.parametrize("channels", [1, 3, 32])
+def test_prelu_and_its_gradient_are_pytorch_s_in_any_order_of_memory(channels, order, dtype):
+    ours, pytorchs = PReLU(channels, keeps_result=False), torch.nn.PReLU(channels).to(dtype)
+    image = torch.randn(2, channels, 4, 5, 6, dtype=dtype).contiguous(memory_format=order).requires_grad_()
+    with torch.no_grad():
+        ours.weight.copy_(torch.linspace(-0.25, 3, channels))
+        pytorchs.weight.copy_(ours.weight)
+    with torch.autocast("cpu", enabled=dtype == torch.bfloat16):
+        result, gradients = gradients_of(lambda x, _: ours(x), image, ours.weight)
+    expected, expected_gradients = gradients_of(lambda x, _: pytorchs(x), image, pytorchs.weight)
+    assert torch.equal(result, expected) and result.is_contiguous(memory_format=order)
+    assert torch.equal(gradients[0], expected_gradients[0])
+    tolerance = {"atol": 0.2, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-4, "rtol": 1e-5}
+    torch.testing.assert_close(gradients[1], expected_gradients[1].float(), **tolerance)
+
+
 def test_prelu_and_its_gradient_are_pytorch_s_but_its_input_is_not_kept():
     ours, pytorchs, image = PReLU(3), torch.nn.PReLU(3), channels_last(2, 3, 4, 5, 6)
     with torch.no_grad():
@@ -318,8 +336,8 @@ def test_prelu_whose_result_does_not_tell_its_input_has_pytorch_s_gradient(slope
     ours, pytorchs, image = PReLU(1, slope), torch.nn.PReLU(1, slope), channels_last(2, 1, 4, 5, 6)
     _, gradients = gradients_of(lambda x, _: ours(x), image, ours.weight)
     _, expected_gradients = gradients_of(lambda x, _: pytorchs(x), image, pytorchs.weight)
-    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
-        assert torch.equal(gradient, expected_gradient)
+    assert torch.equal(gradients[0], expected_gradients[0])
+    torch.testing.assert_close(gradients[1], expected_gradients[1])
 
 
 def test_pair_convolution_is_that_of_the_concatenation_which_it_does_not_keep():
