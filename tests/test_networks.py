@@ -9,10 +9,12 @@ from scripts.convert_released_weights import convert_state_dict
 from scripts.networks import AttentionGate, MPUNet, PositionAttention, UNet, fuse_log_probabilities, pad_to_multiple
 from scripts.networks.layers import (
     Downsampling,
+    InstanceNorm,
     MaxPool,
     PairConvolution,
     PReLU,
     convolution_stage,
+    get_norm,
 )
 from tests import ROOT
 from tests.golden import MAPS, golden_io, released_state_dict
@@ -329,6 +331,32 @@ def test_prelu_and_its_gradient_are_pytorch_s_but_its_input_is_not_kept():
 
     stage = convolution_stage(3, 3, depth=3)  # of three convolutions: their inputs, and what the last PReLU gets
     assert kept_bytes(stage, image) == 4 * image.nbytes
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("norm", ["instance", ("instance", {"affine": True, "eps": 0.1})])
+def test_instance_norm_is_pytorch_s_and_leaves_the_channels_of_an_image_last(norm, images):
+    ours, image = get_norm(norm, 6), channels_last(images, 6, 4, 5, 3)
+    pytorchs = torch.nn.InstanceNorm3d(6, **({} if norm == "instance" else norm[1]))
+    for parameter, expected in zip(ours.parameters(), pytorchs.parameters(), strict=True):
+        torch.nn.init.normal_(parameter)
+        expected.data = parameter.data
+    result, gradients = gradients_of(lambda x: ours(x), image)
+    expected, expected_gradients = gradients_of(lambda x: pytorchs(x), image)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(gradients[0], expected_gradients[0])
+    assert images > 1 or result.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("options, in_decoders", [({}, 4 * 3), ({"multi_scale": True}, 4 * 2 * 2)])
+def test_stage_norm_follows_each_convolution_of_the_stages(options, in_decoders):
+    network = MPUNet(**NARROW, norm="instance", stage_norm="instance", **options).eval()
+    of_encoders = [type(layer) for encoder in network.encoders for layer in encoder]
+    assert of_encoders == [torch.nn.Conv3d, InstanceNorm, PReLU] * 10
+    stages = [module for decoder in network.decoders for module in decoder.stage.modules()]
+    assert sum(isinstance(module, InstanceNorm) for module in stages) == in_decoders
+    image = torch.randn(1, 1, 16, 16, 16)
+    torch.testing.assert_close(torch.jit.script(network)(image), network(image), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("slope", [0.0, -0.5])

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.layers import get_norm_layer
 from torch import Tensor, nn
 
-from scripts.networks.layers import pad_to_multiple, upsample
+from scripts.networks.layers import get_norm, pad_to_multiple, upsample
 
 ATTENTION_REDUCTION = 8  # the position attention's queries and keys have 1/8 of its channels (DANet, the paper's [92])
 
@@ -151,9 +150,7 @@ class AttentionGate(nn.Module):
 
     @staticmethod
     def _projection(in_channels: int, out_channels: int, norm: str | tuple) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv3d(in_channels, out_channels, 1), get_norm_layer(norm, spatial_dims=3, channels=out_channels)
-        )
+        return nn.Sequential(nn.Conv3d(in_channels, out_channels, 1), get_norm(norm, out_channels))
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         return x * torch.sigmoid(self.coefficient(F.relu(self.project_x(x) + self.project_gate(gate))))

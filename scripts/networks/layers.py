@@ -42,6 +42,28 @@ def initialize_convolutions(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+class InstanceNorm(nn.InstanceNorm3d):
+    """PyTorch's instance norm of ``(B, C, H, W, D)``, which leaves a single image's channels last in memory.
+
+    Of one image it is the batch norm that PyTorch computes in any order; its own copies the image to another.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.shape[0] > 1:
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
+def get_norm(norm: str | tuple, channels: int) -> nn.Module:
+    """Return any norm of MONAI, given as a name or (name, arguments), for ``(B, channels, H, W, D)``."""
+    layer = get_norm_layer(norm, spatial_dims=3, channels=channels)
+    if isinstance(layer, nn.InstanceNorm3d) and not layer.track_running_stats:
+        return InstanceNorm(channels, eps=layer.eps, affine=layer.affine)
+    return layer
+
+
 def _last(x: Tensor) -> Tensor:
     """Return ``(B, C, H, W, D)`` as ``(B, H, W, D, C)``, or, if its channels come last in memory, in rows of D·C."""
     last = x.permute(0, 2, 3, 4, 1)
@@ -142,9 +164,14 @@ class PairConvolution(nn.Conv3d):
 
 
 def convolution_stage(
-    in_channels: int, out_channels: int, depth: int, dilation: int = 1, of_pair: bool = False
+    in_channels: int,
+    out_channels: int,
+    depth: int,
+    dilation: int = 1,
+    of_pair: bool = False,
+    norm: str | tuple | None = None,
 ) -> nn.Sequential:
-    """Return (3×3×3 convolution → PReLU with a slope per channel) × ``depth``; the size stays.
+    """Return (3×3×3 convolution → ``norm``, if any → PReLU with a slope per channel) × ``depth``; the size stays.
 
     With ``of_pair`` the first one is a `PairConvolution`. The result may be changed in place: the last PReLU keeps its
     input.
@@ -156,6 +183,8 @@ def convolution_stage(
             layers.append(PairConvolution(channels, out_channels))
         else:
             layers.append(nn.Conv3d(channels, out_channels, 3, padding=dilation, dilation=dilation))
+        if norm is not None:
+            layers.append(get_norm(norm, out_channels))
         layers.append(PReLU(out_channels, keeps_result=index < depth - 1))
     return nn.Sequential(*layers)
 
@@ -219,7 +248,7 @@ class Downsampling(nn.Sequential):
         super().__init__(
             MaxPool(),
             nn.Conv3d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 3),
-            get_norm_layer(norm, spatial_dims=3, channels=out_channels),
+            get_norm(norm, out_channels),
             nn.ELU(alpha=elu_alpha),
         )
 
@@ -245,14 +274,14 @@ class MultiScaleBlock(nn.Module):
     (Eq. 15) → concatenation (Eq. 16) → 1×1×1 convolution to ``(B, out_channels, H, W, D)`` (Eq. 17).
 
     The paper gives no kernel sizes: both are 3×3×3 here, the second branch's dilated by 2. A PReLU follows each
-    convolution but the last, without which two linear ones in a row (as printed) would be one. Of two tensors it is the
-    block of their concatenation.
+    convolution but the last, without which two linear ones in a row (as printed) would be one; before it ``norm``, if
+    any. Of two tensors it is the block of their concatenation.
     """
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, norm: str | tuple | None = None):
         super().__init__()
-        self.near = convolution_stage(in_channels, out_channels, depth=2)
-        self.far = convolution_stage(in_channels, out_channels, depth=2, dilation=2)
+        self.near = convolution_stage(in_channels, out_channels, depth=2, norm=norm)
+        self.far = convolution_stage(in_channels, out_channels, depth=2, dilation=2, norm=norm)
         self.fuse = nn.Conv3d(2 * out_channels, out_channels, 1)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from monai.networks.layers import get_norm_layer
 from torch import Tensor, nn
 
 from scripts.networks.attention import (
@@ -22,6 +21,7 @@ from scripts.networks.layers import (
     PReLU,
     at_least_float32,
     convolution_stage,
+    get_norm,
     initialize_convolutions,
     pad_to_multiple,
     upsample,
@@ -41,6 +41,7 @@ class DecoderLevel(nn.Module):
         multi_scale: a `MultiScaleBlock` in the place of the convolutions.
         gated: whether there is a gate.
         cross_attention: by which ``residual`` first attends to ``skip``.
+        stage_norm: norm after each of the convolutions, if any.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class DecoderLevel(nn.Module):
         multi_scale: bool = False,
         gated: bool = True,
         cross_attention: CrossAttention | None = None,
+        stage_norm: str | tuple | None = None,
     ):
         super().__init__()
         in_channels = skip_channels if from_skip else channels + skip_channels
         if multi_scale:
-            self.stage = nn.Sequential(MultiScaleBlock(in_channels, channels))
+            self.stage = nn.Sequential(MultiScaleBlock(in_channels, channels, stage_norm))
         else:
-            self.stage = convolution_stage(in_channels, channels, depth=3, of_pair=True)
+            self.stage = convolution_stage(in_channels, channels, depth=3, of_pair=True, norm=stage_norm)
         self.gate = AttentionGate(channels, norm) if gated else None
         self.from_skip = from_skip
         self.cross_attention = cross_attention
@@ -95,7 +97,9 @@ class MPUNet(nn.Module):
         out_channels: classes, background included.
         channels: of the five encoder levels, at 1, 1/2, 1/4, 1/8 and 1/8 of the resolution; 8 must divide the last.
         dropout: probability, after encoders 2-5 and after all gates but the last (elementwise, training only).
-        norm: any norm of MONAI, as a name or (name, arguments).
+        norm: of down-sampling, context and gates: any norm of MONAI, as a name or (name, arguments).
+        stage_norm: norm after each convolution of the encoder's and the decoder's stages too; None: none, as in the
+            release. With it the loss falls faster, and bears higher learning rates.
         elu_alpha: α of the five down-sampling blocks' ELU, one for all or one each
             (the released network has 32, 64, 128, 256, 512).
         deep_supervision: also return the coarse maps in training.
@@ -129,6 +133,7 @@ class MPUNet(nn.Module):
         channels: Sequence[int] = (16, 32, 64, 128, 256),
         dropout: float = 0.2,
         norm: str | tuple = "batch",
+        stage_norm: str | tuple | None = None,
         elu_alpha: float | Sequence[float] = 1.0,
         deep_supervision: bool = True,
         position_attention: bool = True,
@@ -158,11 +163,16 @@ class MPUNet(nn.Module):
             raise ValueError("maps are fused by fusion_weights or by pyramid_pooling, got both")
         widths = [*channels, 2 * channels[-1]]  # the last down-sampling doubles once more
         self.deep_supervision = deep_supervision
-        self.settings = {"channels": list(channels), "norm": norm, "elu_alpha": elu_alpha}  # what configs ask for
+        self.settings = {  # what configs ask for
+            "channels": list(channels),
+            "norm": norm,
+            "stage_norm": stage_norm,
+            "elu_alpha": elu_alpha,
+        }
         attention = {"heads": attention_heads, "scaled": attention_scaled, "reduction": attention_reduction}
 
         self.encoders = nn.ModuleList(
-            convolution_stage(in_channels if level == 0 else widths[level], widths[level], depth=2)
+            convolution_stage(in_channels if level == 0 else widths[level], widths[level], depth=2, norm=stage_norm)
             for level in range(5)
         )
         self.downs = nn.ModuleList(
@@ -180,11 +190,11 @@ class MPUNet(nn.Module):
             context_attention = PatchSequence(widths[4], patch_size, embedding_size, context_attention)
         self.context = nn.Sequential(
             nn.Conv3d(widths[5], widths[4], 3, padding=1),
-            get_norm_layer(norm, spatial_dims=3, channels=widths[4]),
+            get_norm(norm, widths[4]),
             nn.PReLU(),
             context_attention,
             nn.Conv3d(widths[4], widths[4], 3, padding=1),
-            get_norm_layer(norm, spatial_dims=3, channels=widths[4]),
+            get_norm(norm, widths[4]),
             nn.PReLU(),
         )
         decoder_widths = [widths[level] for level in (4, 3, 2, 1)]  # coarse to fine
@@ -200,6 +210,7 @@ class MPUNet(nn.Module):
                 cross_attention=CrossAttention(width, max_keys=max_keys, source_channels=skip, **attention)
                 if cross_attention and level > 0
                 else None,
+                stage_norm=stage_norm,
             )
             for level, (width, skip) in enumerate(zip(decoder_widths, skip_widths, strict=True))
         )
