@@ -199,9 +199,11 @@ def draw_options(drawing: Drawing) -> None:
     for top, lines in (
         (ROWS[0] + 48, ["after each up-sampling", "`cross_attention", "Sec. 3.3"]),
         (ROWS[1] + 48, ["instead of convolutions", "`multi_scale", "Eq. 14-17"]),
+        (ROWS[2] + 48, ["norm before each PReLU", "`stage_norm", "not in the paper"]),
     ):
         drawing.box(OPTION_X, top, OPTION_WIDTH, 62, "option", lines)
         drawing.arrow((OPTION_X + OPTION_WIDTH, top + 7), (DECODER_X - 1, top + 7), dashed=True)
+    drawing.arrow((OPTION_X, ROWS[2] + 55), (ENCODER_X + BLOCK_WIDTH + 1, ROWS[2] + 55), dashed=True)
     lines = ["PAM at other levels", "`attention_levels", "Sec. 3.5"]
     drawing.box(OPTION_X, ROWS[4] - 34, OPTION_WIDTH, 62, "option", lines)
     drawing.arrow((OPTION_X, ROWS[4] + 20), (ENCODER_X + BLOCK_WIDTH + 1, ROWS[4] + 20), dashed=True)
@@ -226,7 +228,7 @@ def draw() -> Drawing:
     title = f"MPU-Net as configured: {shapes.parameters:,} parameters"
     description = (
         "Encoder of five levels at the left, position attention at the bottom, decoder of four levels with attention "
-        "gates at the right, four output maps fused to one. Options of the paper's text are dashed."
+        "gates at the right, four output maps fused to one. Options are dashed."
     )
     drawing = Drawing(title, description)
     drawing.text(WIDTH / 2, 24, title, bold=True)
