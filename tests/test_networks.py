@@ -304,7 +304,7 @@ def test_down_sampling_keeps_neither_what_is_pooled_nor_an_index():
 @pytest.mark.parametrize("order", [torch.channels_last_3d, torch.contiguous_format])
 @pytest.mark.parametrize("channels", [1, 3, 32])
 def test_prelu_and_its_gradient_are_pytorch_s_in_any_order_of_memory(channels, order, dtype):
-    ours, pytorchs = PReLU(channels, keeps_result=False), torch.nn.PReLU(channels).to(dtype)
+    ours, pytorchs = PReLU(channels, in_place=False), torch.nn.PReLU(channels).to(dtype)
     image = torch.randn(2, channels, 4, 5, 6, dtype=dtype).contiguous(memory_format=order).requires_grad_()
     with torch.no_grad():
         ours.weight.copy_(torch.linspace(-0.25, 3, channels))
@@ -318,19 +318,22 @@ def test_prelu_and_its_gradient_are_pytorch_s_in_any_order_of_memory(channels, o
     torch.testing.assert_close(gradients[1], expected_gradients[1].float(), **tolerance)
 
 
-def test_prelu_and_its_gradient_are_pytorch_s_but_its_input_is_not_kept():
+def test_prelu_in_place_has_pytorch_s_result_and_gradient():
     ours, pytorchs, image = PReLU(3), torch.nn.PReLU(3), channels_last(2, 3, 4, 5, 6)
     with torch.no_grad():
         for module in (ours, pytorchs):
             module.weight.copy_(torch.tensor([0.25, 0.02, 3.0]))
-    result, gradients = gradients_of(lambda x, _: ours(x), image, ours.weight)
-    expected, expected_gradients = gradients_of(lambda x, _: pytorchs(x), image, pytorchs.weight)
+    result, gradients = gradients_of(lambda x, _: ours(x * 2), image, ours.weight)
+    expected, expected_gradients = gradients_of(lambda x, _: pytorchs(x * 2), image, pytorchs.weight)
     assert torch.equal(result, expected)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected_gradient)
 
     stage = convolution_stage(3, 3, depth=3)  # of three convolutions: their inputs, and what the last PReLU gets
     assert kept_bytes(stage, image) == 4 * image.nbytes
+    with torch.no_grad():
+        doubled = image * 2
+        assert ours(doubled).data_ptr() == doubled.data_ptr() and torch.equal(doubled, expected)
 
 
 @pytest.mark.parametrize("images", [1, 2])

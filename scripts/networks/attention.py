@@ -153,4 +153,6 @@ class AttentionGate(nn.Module):
         return nn.Sequential(nn.Conv3d(in_channels, out_channels, 1), get_norm(norm, out_channels))
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.coefficient(F.relu(self.project_x(x) + self.project_gate(gate))))
+        coefficient = self.project_x(x).add_(self.project_gate(gate))
+        coefficient = torch.sigmoid(self.coefficient(coefficient.relu_()))
+        return x * coefficient

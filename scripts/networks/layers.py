@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 SMALLEST_SLOPE = 0.01  # of a PReLU whose input is found from its result
+PIECE = 2**20  # numbers that are read and written while they are near the processor
 PRELU_SLOPE = 0.25  # PyTorch's initial slope, used as the nonlinearity's in the Kaiming initialisation
 
 
@@ -70,33 +71,28 @@ def _last(x: Tensor) -> Tensor:
     return last.flatten(0, 2).flatten(1) if x.is_contiguous(memory_format=torch.channels_last_3d) else last
 
 
-def _back(last: Tensor, shape: torch.Size) -> Tensor:
-    """Return what `_last` made of a tensor of ``shape`` as it was."""
-    batch, channels, *size = shape
-    return last.reshape(batch, *size, channels).permute(0, 4, 1, 2, 3)
-
-
-def _slopes(slope: Tensor, last: Tensor) -> Tensor:
-    """Return the slope of each channel as often as it is in the last axis of what `_last` returned."""
-    return slope.to(last.dtype).repeat(last.shape[-1] // len(slope))
-
-
 class _PReLU(torch.autograd.Function):
-    """PReLU with a slope per channel, which keeps its input, or its result: both have the same sign.
+    """PReLU with a slope per channel, in place of its input, or not; what it keeps for the gradient has the same sign.
 
     On the CPU PyTorch's is slow where few channels come last in memory, and its gradient always is: neither is
     vectorised.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: Tensor, keeps_result: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, slope: Tensor, in_place: bool) -> Tensor:
         last = _last(x)
+        ctx.in_place = in_place and last.ndim == 2
         if last.ndim == 2:
-            y = _back(F.prelu(last, _slopes(slope, last)), x.shape).data  # no view, so that it may be changed in place
+            y = x if in_place else torch.empty_like(x)
+            slopes = slope.to(x.dtype).repeat(last.shape[1] // len(slope))
+            pieces = (rows.split(max(PIECE // last.shape[1], 1)) for rows in (last, _last(y)))
+            for piece, result in zip(*pieces, strict=True):
+                result.copy_(F.prelu(piece, slopes))
         else:
             y = F.prelu(x, slope.to(x.dtype))
-        ctx.save_for_backward(y if keeps_result else x, slope)
-        ctx.keeps_result = keeps_result
+        if ctx.in_place:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(y if ctx.in_place else x, slope)
         return y
 
     @staticmethod
@@ -106,34 +102,37 @@ class _PReLU(torch.autograd.Function):
         gradient = gradient.permute(0, 2, 3, 4, 1).reshape(last.shape)
         where_positive = torch.ops.aten.threshold_backward(gradient, last, 0)
         elsewhere = gradient - where_positive
-        of_input = torch.addcmul(where_positive, elsewhere, _slopes(slope, last))
+        of_input = torch.addcmul(where_positive, elsewhere, slope.to(kept.dtype).repeat(last.shape[-1] // len(slope)))
         of_slopes = elsewhere.mul_(last).sum(dim=tuple(range(last.ndim - 1)), dtype=slope.dtype)
         of_slope = of_slopes.view(-1, len(slope)).sum(dim=0)
-        return _back(of_input, kept.shape), of_slope / slope if ctx.keeps_result else of_slope, None
+        batch, channels, *size = kept.shape
+        of_input = of_input.reshape(batch, *size, channels).permute(0, 4, 1, 2, 3)
+        return of_input, of_slope / slope if ctx.in_place else of_slope, None
 
 
 class PReLU(nn.PReLU):
     """PyTorch's PReLU of ``(B, C, H, W, D)`` with a slope per channel, in a fraction of its time on the CPU.
 
+    There it may change its input, a convolution's or a norm's result, in place.
+
     Args:
         channels: C.
         slope: initial one of all.
-        keeps_result: keep the result for the gradient, not the input. The convolution after it keeps that very tensor,
-            so nothing is kept twice. Slopes below ``SMALLEST_SLOPE`` do not let the input be told from the result: then
-            the input is kept.
+        in_place: also where gradients are computed, of which the result is kept then: the convolution after it keeps
+            that very tensor. Not for slopes below ``SMALLEST_SLOPE``, of which the result does not tell the input.
     """
 
-    def __init__(self, channels: int, slope: float = PRELU_SLOPE, keeps_result: bool = True):
+    def __init__(self, channels: int, slope: float = PRELU_SLOPE, in_place: bool = True):
         super().__init__(channels, slope)
-        self.keeps_result = keeps_result
+        self.in_place = in_place
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             return F.prelu(x, self.weight)
         if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.device.type != "cpu":
             return F.prelu(x, self.weight)
-        keeps_result = self.keeps_result and self.training and bool((self.weight >= SMALLEST_SLOPE).all())
-        return _PReLU.apply(x, self.weight, keeps_result)
+        in_place = self.in_place and bool((self.weight >= SMALLEST_SLOPE).all())
+        return _PReLU.apply(x, self.weight, in_place or not torch.is_grad_enabled())
 
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -185,7 +184,7 @@ def convolution_stage(
             layers.append(nn.Conv3d(channels, out_channels, 3, padding=dilation, dilation=dilation))
         if norm is not None:
             layers.append(get_norm(norm, out_channels))
-        layers.append(PReLU(out_channels, keeps_result=index < depth - 1))
+        layers.append(PReLU(out_channels, in_place=index < depth - 1))
     return nn.Sequential(*layers)
 
 

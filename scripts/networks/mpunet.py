@@ -31,7 +31,8 @@ from scripts.networks.layers import (
 class DecoderLevel(nn.Module):
     """One level of the decoder: three convolutions of residual and skip, plus the residual, gated by the residual.
 
-    ``residual`` and the result are ``(B, channels, H, W, D)``, ``skip`` is ``(B, skip_channels, H, W, D)``.
+    ``residual`` and the result are ``(B, channels, H, W, D)``; the skip is the first of ``skips``, ``(B, skip_channels,
+    H, W, D)``, and is taken from that list, so that nothing holds it when the gate is computed.
 
     Args:
         channels: of ``residual``: what comes from the level below.
@@ -73,10 +74,10 @@ class DecoderLevel(nn.Module):
                 x = layer(x)
         return x.add_(residual)
 
-    def forward(self, residual: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, residual: Tensor, skips: list[Tensor]) -> Tensor:
         if self.cross_attention is not None:
-            residual = self.cross_attention(residual, skip)
-        x = self.convolve(residual, skip)
+            residual = self.cross_attention(residual, skips[0])
+        x = self.convolve(residual, skips.pop(0))
         return x if self.gate is None else self.gate(x, residual)
 
 
@@ -262,7 +263,8 @@ class MPUNet(nn.Module):
         x = self.context(x)
         logits: list[Tensor] = []
         for up, decoder, head in zip(self.ups, self.decoders, self.heads):
-            x = decoder(up(x), skips.pop(0))
+            x = up(x)
+            x = decoder(x, skips)
             if len(skips) > 0:
                 x = self.dropout(x)
             logits.insert(0, at_least_float32(head(x)).contiguous())  # contiguous: few channels are enlarged faster so
