@@ -52,7 +52,7 @@ demo: venv
 	@echo "A picture of it:                     $(DEMO)/inference/volume-0_seg.png"
 
 pretrain: venv
-	$(RUN) -m scripts.phantom --output_dir $(PRETRAIN)/cases --cases 400 --seed 0 --variety wide --spacing_mm 2.5 --processes 2
+	$(RUN) -m scripts.phantom.pool --output_dir $(PRETRAIN)/cases --processes 2
 	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json']" --dataset_dir $(PRETRAIN)/cases
 	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/pretrain.json','configs/evaluate.json']" --dataset_dir $(PRETRAIN)/cases
 

@@ -3,9 +3,12 @@
 import json
 
 import nibabel as nib
+import numpy as np
 import torch
 
-from scripts.phantom import write_phantoms
+from scripts.data import SECTIONS, make_datalist
+from scripts.phantom.pool import FIRST_SEEDS, write_pool
+from scripts.phantom.write import write_phantoms
 from tests.test_workflows import run_bundle
 
 SMALL = {
@@ -19,14 +22,27 @@ SMALL = {
 }
 
 
+def test_a_pool_has_other_patients_in_each_section_and_is_a_dataset(tmp_path):
+    written = write_pool(tmp_path / "pool", training=2, validation=1, test=1, seed=5, spacing_mm=9.0)
+    datalist = make_datalist(written.parent, tmp_path / "datalist.json", min_slices=1)
+    assert [len(datalist[section]) for section in SECTIONS] == [2, 1, 1]
+    images = [nib.load(case["image"]).get_fdata() for section in SECTIONS for case in datalist[section]]
+    assert len({image.tobytes() for image in images}) == 4
+    write_phantoms(tmp_path / "alone", 1, FIRST_SEEDS["test"] + 5, spacing=(9.0, 9.0, 9.0), variety="wide")
+    assert (images[3] == nib.load(tmp_path / "alone/volume-0.nii.gz").get_fdata()).all()
+
+
 def test_weights_are_averaged_and_inference_needs_nothing_but_them(tmp_path):
     cases, path = tmp_path / "cases", tmp_path / "weights.pt"
-    write_phantoms(cases, cases=6, seed=0, spacing=(9.0, 9.0, 9.0), variety="wide")
+    write_pool(cases, training=4, validation=1, test=1, spacing_mm=9.0)
     settings = SMALL | {"dataset_dir": str(cases), "output_dir": str(tmp_path / "run"), "ckpt_path": str(path)}
     run_bundle("train", "pretrain", **settings)
     run_bundle("train", "pretrain", **settings | {"max_epochs": 4, "resume": "true"})
 
     state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    rates = np.genfromtxt(tmp_path / "run/training.csv", delimiter=",", names=True)["learning_rate"]
+    scheduled = 0.001 * (1 - np.array([0 / 2, 1 / 2, 2 / 2, 3 / 4])) ** 0.9  # the third was, before it was resumed
+    np.testing.assert_allclose(rates, scheduled, rtol=1e-5)
     last, averaged, kept = state["network"], state["averaged"], torch.load(path, weights_only=True)
     assert not torch.equal(averaged["heads.0.weight"], last["heads.0.weight"])
     if state["best"]["best_epoch"] == 4:
@@ -34,7 +50,7 @@ def test_weights_are_averaged_and_inference_needs_nothing_but_them(tmp_path):
     trained_with = json.loads((tmp_path / "weights.json").read_text(encoding="utf-8"))
     assert (trained_with["spacing"], trained_with["channels"]) == (SMALL["spacing"], SMALL["network_def::channels"])
 
-    scan = cases / "volume-0.nii.gz"
+    scan = cases / "test/volume-0.nii.gz"
     run_bundle("inference", dataset_dir=str(scan), output_dir=str(tmp_path / "out"), ckpt_path=str(path), device="cpu")
     mask, image = nib.load(tmp_path / "out/volume-0_seg.nii.gz"), nib.load(scan)
     assert mask.shape == image.shape

@@ -1,0 +1,61 @@
+"""Write wide phantoms to train, validate and test on: ``python -m scripts.phantom.pool --output_dir D``."""
+
+import json
+import os
+from pathlib import Path
+
+import fire
+
+from scripts.data import SECTIONS
+from scripts.errors import report_input_errors
+from scripts.files import written_whole
+from scripts.phantom.write import write_phantoms
+
+FIRST_SEEDS = {"training": 0, "validation": 1001, "test": 2}  # of seed 0, from which others are counted
+
+
+def write_pool(
+    output_dir: str | os.PathLike,
+    training: int = 320,
+    validation: int = 12,
+    test: int = 48,
+    seed: int = 0,
+    spacing_mm: float = 2.5,
+    processes: int = 1,
+) -> Path:
+    """Write wide phantoms into a folder of each section, see `write_phantoms`, and ``dataset.json``, which lists them.
+
+    Args:
+        output_dir: the folder to give to a training as dataset_dir.
+        training: how many patients to train on.
+        validation: to choose weights by.
+        test: to measure them by.
+        seed: the same seed gives the same patients; not those of another section.
+        spacing_mm: of the voxels along every axis.
+        processes: how many work at the same time; the files are the same.
+
+    Returns:
+        The path of ``dataset.json``.
+
+    Raises:
+        InputError: an argument is out of range, or ``output_dir`` is a file.
+    """
+    folder = Path(output_dir)
+    datalist = {}
+    for section, cases in zip(SECTIONS, (training, validation, test), strict=True):
+        pairs = write_phantoms(
+            folder / section, cases, FIRST_SEEDS[section] + seed, spacing=(spacing_mm,) * 3, variety="wide",
+            processes=processes,
+        )  # fmt: skip
+        datalist[section] = [
+            {"image": image.relative_to(folder).as_posix(), "label": label.relative_to(folder).as_posix()}
+            for image, label in pairs
+        ]
+    with written_whole(folder / "dataset.json") as temporary:
+        temporary.write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
+    return folder / "dataset.json"
+
+
+if __name__ == "__main__":
+    report_input_errors()
+    fire.Fire(write_pool)
