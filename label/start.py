@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import fire  # noqa: E402
+from monai.bundle import ConfigParser  # noqa: E402
 
-from scripts.data import TARGETS, class_names  # noqa: E402
+from scripts.data import class_names  # noqa: E402
 from scripts.errors import InputError, report_input_errors  # noqa: E402
 from scripts.pack import NAME, list_files  # noqa: E402
 from scripts.settings import read_settings, settings_file  # noqa: E402
@@ -107,9 +108,11 @@ def start(
     app = Path(app_dir).resolve()
     used = prepare(app, target=target, weights=Path(weights) if weights else None)
     url = f"http://{host}:{port}"
-    target = json.loads((used.parents[1] / "configs/inference.json").read_text(encoding="utf-8"))["target"]
+    config = ConfigParser(ConfigParser.load_config_file(used.parents[1] / "configs/inference.json"))
+    config["ckpt_path"] = str(used)
     ohif = f"open {url}/ohif/" if is_url else "needs a DICOMweb server as --studies (see docs/monai_label.md)"
-    labels = ", ".join(f"{index} {name}" for index, name in enumerate(TARGETS[target].class_names) if index)
+    names = config.get_parsed_content("class_names")
+    labels = ", ".join(f"{index} {name}" for index, name in enumerate(names) if index)
     words = {"url": url, "studies": studies, "weights": used, "labels": labels, "name": NAME, "ohif": ohif}
     print(CLICKS.format(**words), flush=True)
     os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # where dcmqi's programs are

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 4  # files read at once
+JSON_TYPES = bool | int | float | str | None
 
 
 def find_parser() -> ConfigParser | None:
@@ -58,7 +59,7 @@ def evaluated_values(parser: ConfigParser) -> dict[str, Any]:
     for key, text in parser.get().items():
         if isinstance(text, str) and text.startswith(("$", "@")) and key in resolved:
             value = str(resolved[key]) if isinstance(resolved[key], torch.device) else resolved[key]
-            if value is None or isinstance(value, bool | int | float | str):
+            if all(isinstance(part, JSON_TYPES) for part in (value if isinstance(value, list) else [value])):
                 values[key] = value
     return values
 

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import FillHolesd
 
 from scripts.networks import MPUNet
+from scripts.settings import write_settings
 from tests import ROOT
 from tests.niftis import SHAPE, SPACING_MM, save_case
 
@@ -234,15 +235,27 @@ def test_every_component_that_a_config_names_exists(overlay):
 def test_inference_and_evaluation_are_as_the_weights_were_trained(tmp_path):
     """A training over pretrain.json, and inference with nothing but its weights."""
     path = tmp_path / "weights.pt"
-    training = parser("train", "pretrain", ckpt_path=str(path))
+    training = parser("train", "pretrain", ckpt_path=str(path), target="liver_and_tumor")
     engine = Engine(lambda *_: None)
     engine.state.metrics, engine.state.key_metric_name = {"dice": 0.5}, "dice"
     training.get_parsed_content("best_checkpoint")(engine)
     for names in (["inference"], ["train", "evaluate"]):
         config = parser(*names, ckpt_path=str(path))
-        for knob in ("spacing", "plane_size", "window_hu", "roi_size"):
+        for knob in ("target", "spacing", "plane_size", "window_hu", "roi_size"):
             assert config.get_parsed_content(knob) == training.get_parsed_content(knob), knob
         config.get_parsed_content("network_def").load_state_dict(torch.load(path))
+
+
+@pytest.mark.parametrize("names", [["train"], ["train", "finetune"]])
+def test_a_training_that_begins_with_weights_is_for_their_target_unless_another_is_given(tmp_path, names):
+    write_settings({"target": "liver_and_tumor"}, tmp_path / "model.pt")
+    begun = {"pretrained": str(tmp_path / "model.pt")}
+    for overrides, target, classes in ((begun, "liver_and_tumor", 3), (begun | {"target": "tumor"}, "tumor", 2)):
+        config = parser(*names, **overrides)
+        assert config.get_parsed_content("best_checkpoint").settings["target"] == target
+        assert config.get_parsed_content("network_def").heads[0].out_channels == classes
+        mapping = config.get_parsed_content("train::deterministic_transforms")[2]
+        assert list(mapping.mapper.target_labels) == {"liver_and_tumor": [0, 1, 2], "tumor": [0, 0, 1]}[target]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def test_the_defaults_are_the_papers_where_paper_json_is_silent():
     train = read_config("train")
     expected = {
         "window_hu": "$@trained_with.get('window_hu', [-200, 200])", "max_epochs": 600, "learning_rate": 1e-4,
-        "learning_rate_decay": 0.5, "learning_rate_interval": 100, "batch_size": 1, "min_slices": 48, "target": "liver",
+        "learning_rate_decay": 0.5, "learning_rate_interval": 100, "batch_size": 1, "min_slices": 48,
+        "target": "$@trained_with.get('target', 'liver')",
     }  # fmt: skip
     assert {key: train[key] for key in expected} == expected
     assert train["optimizer"]["_target_"] == "torch.optim.Adam"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from label.start import prepare
+from label.start import prepare, start
 from scripts.errors import InputError
 from scripts.pack import NAME, list_files
 from tests import ROOT
@@ -48,6 +48,17 @@ def test_the_target_given_or_trained_for_is_that_of_both_configs_and_of_the_meta
     pred = json.loads((configs / "metadata.json").read_text(encoding="utf-8"))["network_data_format"]["outputs"]["pred"]
     assert pred["num_channels"] == 3
     assert pred["channel_def"] == {"0": "background", "1": "liver", "2": "tumor"}
+
+
+@pytest.mark.parametrize(
+    "settings, labels", [(None, "1 liver\n"), ({"target": "liver_and_tumor"}, "1 liver, 2 tumor\n")]
+)
+def test_it_says_which_labels_the_weights_find(tmp_path, monkeypatch, capsys, settings, labels):
+    monkeypatch.setattr("os.execv", lambda *_: None)  # the server
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("MONAI_LABEL_AUTO_UPDATE_SCORING", "")
+    start(str(tmp_path), str(tmp_path / "app"), weights=str(weights(tmp_path / "mine", settings=settings)))
+    assert f"labels    {labels}" in capsys.readouterr().out
 
 
 def test_without_weights_or_with_an_unknown_target_it_says_so(tmp_path):

@@ -18,6 +18,8 @@ CONFIG = {
     "output_dir": ".",
     "device": "$torch.device('cpu')",
     "amp": "$@device.type == 'cuda'",
+    "size": "$[@learning_rate, None, 'mm']",
+    "complex": "$[1j]",
     "unused": "$1 / 0",
     "crop": {"size": [4, 4], "rate": "@learning_rate"},
     "items": [],
@@ -30,7 +32,7 @@ CONFIG = {
         "datasets": {"training": "@dataset"},
         "checksums": "@checksums",
         "resume": "@resume",
-        "_requires_": ["@amp", "@crop"],
+        "_requires_": ["@amp", "@crop", "@size", "@complex"],
     },
     "run": ["$@manifest(None)"],
 }
@@ -75,7 +77,7 @@ def test_the_config_is_that_of_the_file_with_the_overrides(make, tmp_path):
 
 
 def test_the_values_are_what_the_expressions_came_to(make):
-    assert make()["values"] == {"device": "cpu", "amp": False}  # not "unused": nobody asked for it
+    assert make()["values"] == {"device": "cpu", "amp": False, "size": [0.1, None, "mm"]}  # "unused": nobody asked
 
 
 def test_an_override_that_json_does_not_have_is_written_as_text(make):

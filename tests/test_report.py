@@ -472,13 +472,15 @@ def test_small_p_values_are_a_bound():
 
 def test_what_is_known_of_the_runs_is_said_and_expressions_are_not(finished, tmp_path):
     write_curves(tmp_path / "young", 3, 1.0)
-    config = {"target": "liver", "spacing": [1.5, 1.5, 1.0], "learning_rate": "$1 / 3"}
-    (tmp_path / "young/manifest.json").write_text(json.dumps({"config": config}), encoding="utf-8")
+    config = {"target": "$f()", "spacing": [1.5, 1.5, 1.0], "roi_size": "$g()", "learning_rate": "$1 / 3"}
+    manifest = {"config": config, "values": {"target": "liver", "roi_size": [64, 64, 48]}}
+    (tmp_path / "young/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     table = lay_out_facts([read_run(finished[0], "wide"), read_run(tmp_path / "young", "young")])
     rows = {heading.text: [cell.text for cell in cells] for heading, cells in table.rows}
     assert rows["Epochs"] == ["9 of 9", "3"]
     assert rows["Target"] == ["–", "liver"]
     assert rows["Spacing, mm"] == ["–", "1.5 × 1.5 × 1.0"]
+    assert rows["Crop, voxels"] == ["–", "64 × 64 × 48"]
     assert rows["Missing"] == ["–", "not evaluated, no run.json"]
     assert "Learning rate" not in rows
 

@@ -64,8 +64,8 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config's values."""
-        return self.manifest.get("config") or {}
+        """The config's values, those that its expressions came to among them."""
+        return (self.manifest.get("config") or {}) | (self.manifest.get("values") or {})
 
     @property
     def is_outdated(self) -> bool:
