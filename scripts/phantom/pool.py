@@ -1,4 +1,4 @@
-"""Write wide phantoms to train, validate and test on: ``python -m scripts.phantom.pool --output_dir D``."""
+"""Write phantoms to train, validate and test on: ``python -m scripts.phantom.pool --output_dir D``."""
 
 import json
 import os
@@ -20,10 +20,11 @@ def write_pool(
     validation: int = 12,
     test: int = 48,
     seed: int = 0,
+    variety: str = "wide",
     spacing_mm: float = 2.5,
     processes: int = 1,
 ) -> Path:
-    """Write wide phantoms into a folder of each section, see `write_phantoms`, and ``dataset.json``, which lists them.
+    """Write phantoms into a folder of each section, see `write_phantoms`, and ``dataset.json``, which lists them.
 
     Args:
         output_dir: the folder to give to a training as dataset_dir.
@@ -31,6 +32,7 @@ def write_pool(
         validation: to choose weights by.
         test: to measure them by.
         seed: the same seed gives the same patients; not those of another section.
+        variety: "wide" or "usual".
         spacing_mm: of the voxels along every axis.
         processes: how many work at the same time; the files are the same.
 
@@ -44,7 +46,7 @@ def write_pool(
     datalist = {}
     for section, cases in zip(SECTIONS, (training, validation, test), strict=True):
         pairs = write_phantoms(
-            folder / section, cases, FIRST_SEEDS[section] + seed, spacing=(spacing_mm,) * 3, variety="wide",
+            folder / section, cases, FIRST_SEEDS[section] + seed, spacing=(spacing_mm,) * 3, variety=variety,
             processes=processes,
         )  # fmt: skip
         datalist[section] = [
