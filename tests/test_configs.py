@@ -364,6 +364,7 @@ def export(function, weights, filepath, **kwargs):
         ckpt_file=str(weights),
         meta_file=str(CONFIGS / "metadata.json"),
         config_file=str(CONFIGS / "inference.json"),
+        ckpt_path=str(weights),
         **kwargs,
     )
 

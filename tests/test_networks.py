@@ -350,6 +350,9 @@ def test_instance_norm_is_pytorch_s_and_leaves_the_channels_of_an_image_last(nor
     torch.testing.assert_close(gradients[0], expected_gradients[0])
     assert images > 1 or result.is_contiguous(memory_format=torch.channels_last_3d)
 
+    bias = 0.0 if norm == "instance" else ours.bias.view(1, -1, 1, 1, 1)
+    assert torch.equal(ours(image[..., :1, :1, :1]), torch.zeros(images, 6, 1, 1, 1) + bias)
+
 
 @pytest.mark.parametrize("options, in_decoders", [({}, 4 * 3), ({"multi_scale": True}, 4 * 2 * 2)])
 def test_stage_norm_follows_each_convolution_of_the_stages(options, in_decoders):

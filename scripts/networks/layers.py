@@ -46,10 +46,13 @@ def initialize_convolutions(network: nn.Module) -> None:
 class InstanceNorm(nn.InstanceNorm3d):
     """PyTorch's instance norm of ``(B, C, H, W, D)``, which leaves a single image's channels last in memory.
 
-    Of one image it is the batch norm that PyTorch computes in any order; its own copies the image to another.
+    Of one image it is the batch norm that PyTorch computes in any order; its own copies the image to another. A single
+    voxel, which PyTorch refuses, is its own mean.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] * x.shape[3] * x.shape[4] == 1:
+            return x - x if self.bias is None else x - x + self.bias.view(1, -1, 1, 1, 1)
         if torch.jit.is_scripting():
             return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
         if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.shape[0] > 1:
