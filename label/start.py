@@ -19,10 +19,12 @@ from monai.bundle import ConfigParser  # noqa: E402
 
 from scripts.data import class_names  # noqa: E402
 from scripts.errors import InputError, report_input_errors  # noqa: E402
+from scripts.files import sha256  # noqa: E402
 from scripts.pack import NAME, list_files  # noqa: E402
 from scripts.settings import read_settings, settings_file  # noqa: E402
 
 WEIGHTS = Path("models/model.pt")
+ORIGIN = "weights.sha256"  # in the app folder: the sum of the weights that the copy was made of
 CLICKS = """
 MONAI Label serves the bundle at {url} (Ctrl-C ends it)
   images    {studies}
@@ -51,6 +53,11 @@ def set_target(bundle: Path, target: str) -> None:
         path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
+def is_copy(own: Path, source: Path, origin: Path) -> bool:
+    """Return whether ``own`` has the bytes of ``source``, or was made of them and trained since, as ``origin`` says."""
+    return sha256(source) in (sha256(own), origin.read_text(encoding="utf-8").strip() if origin.is_file() else None)
+
+
 def prepare(app_dir: Path, root: Path = ROOT, target: str | None = None, weights: Path | None = None) -> Path:
     """Lay the app and a copy of the bundle into ``app_dir``; return the weights that it uses.
 
@@ -58,23 +65,30 @@ def prepare(app_dir: Path, root: Path = ROOT, target: str | None = None, weights
         app_dir: of the server.
         root: of the bundle.
         target: what the weights find; by default what the settings beside them say, or else the bundle's configs.
-        weights: a file of them in the place of the bundle's; those of an earlier copy, maybe trained since, stay.
+        weights: a file of them in the place of the bundle's. Those of an earlier copy, maybe trained since, stay.
 
     Raises:
-        InputError: if there are no weights, or no such target.
+        InputError: if there are no weights, or no such target; if ``weights`` are not what an earlier copy was made of.
     """
     bundle = app_dir / "model" / NAME
     own = bundle / WEIGHTS
     source = weights or root / WEIGHTS
-    if not own.is_file() and not source.is_file():
+    if not source.is_file() and (weights or not own.is_file()):
         raise InputError(f"{source}: no such file; train, or give the weights by --weights")
+    if own.is_file() and source.is_file() and not is_copy(own, source, app_dir / ORIGIN):
+        found = f"{source}: not the weights that {app_dir} serves: those of an earlier start, maybe trained since"
+        if weights:
+            raise InputError(f"{found}; give another --app_dir, or delete {own}")
+        print(f"{found}; to serve the bundle's, give another --app_dir, or delete {own}", flush=True)
     for name in list_files(root):
         if not name.startswith("models/"):
             (bundle / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, bundle / name)
     if not own.is_file():
         own.parent.mkdir(parents=True, exist_ok=True)
+        settings_file(own).unlink(missing_ok=True)
         shutil.copyfile(source, own)
+        (app_dir / ORIGIN).write_text(sha256(source) + "\n", encoding="utf-8")
         if settings_file(source).is_file():
             shutil.copyfile(settings_file(source), settings_file(own))
     target = target or read_settings(own).get("target")

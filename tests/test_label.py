@@ -1,6 +1,7 @@
 """What the MONAI Label server is given: a copy of the bundle, of which the weights stay when it starts again."""
 
 import json
+import shutil
 
 import pytest
 
@@ -16,6 +17,14 @@ def weights(folder, content=b"weights", settings=None):
     if settings is not None:
         (folder / "model.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder / "model.pt"
+
+
+def copy_bundle(folder):
+    for name in list_files():
+        if not name.startswith("models/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    return folder
 
 
 def test_the_app_folder_has_the_app_the_bundle_and_the_weights_with_their_settings(tmp_path):
@@ -37,6 +46,41 @@ def test_what_was_trained_there_stays_and_the_rest_is_renewed(tmp_path):
     (own.parents[1] / "configs/inference.json").write_text("old", encoding="utf-8")
     assert prepare(tmp_path / "app", weights=given).read_bytes() == b"trained"
     assert json.loads((own.parents[1] / "configs/inference.json").read_text(encoding="utf-8"))
+
+
+def test_other_weights_than_those_that_are_served_are_refused_and_nothing_is_changed(tmp_path):
+    own = prepare(tmp_path / "app", weights=weights(tmp_path / "mine"))
+    own.write_bytes(b"trained")
+    with pytest.raises(InputError) as caught:
+        prepare(tmp_path / "app", weights=weights(tmp_path / "others", b"others"))
+    assert str(caught.value) == (
+        f"{tmp_path}/others/model.pt: not the weights that {tmp_path}/app serves: those of an earlier start, maybe "
+        f"trained since; give another --app_dir, or delete {own}"
+    )
+    assert own.read_bytes() == b"trained"
+    own.unlink()
+    assert prepare(tmp_path / "app", weights=tmp_path / "others/model.pt").read_bytes() == b"others"
+    with pytest.raises(InputError, match=r"mine/model.pt: not the weights that"):
+        prepare(tmp_path / "app", weights=tmp_path / "mine/model.pt")
+
+
+def test_that_the_bundle_has_other_weights_by_now_is_said_in_one_line_and_those_of_the_server_stay(tmp_path, capsys):
+    root = copy_bundle(tmp_path / "bundle")
+    source = weights(root / "models", b"first", {"spacing": [2, 2, 2]})
+    own = prepare(tmp_path / "app", root)
+    own.write_bytes(b"trained")
+    prepare(tmp_path / "app", root)
+    assert capsys.readouterr().out == ""
+    weights(root / "models", b"second")
+    assert prepare(tmp_path / "app", root).read_bytes() == b"trained"
+    assert capsys.readouterr().out == (
+        f"{source}: not the weights that {tmp_path}/app serves: those of an earlier start, maybe trained since; to "
+        f"serve the bundle's, give another --app_dir, or delete {own}\n"
+    )
+    (root / "models/model.json").unlink()
+    own.unlink()
+    assert prepare(tmp_path / "app", root).read_bytes() == b"second"
+    assert not own.with_suffix(".json").exists()  # it was of the first
 
 
 @pytest.mark.parametrize("given, settings", [("liver_and_tumor", None), (None, {"target": "liver_and_tumor"})])
@@ -64,5 +108,8 @@ def test_it_says_which_labels_the_weights_find(tmp_path, monkeypatch, capsys, se
 def test_without_weights_or_with_an_unknown_target_it_says_so(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.pt: no such file; train, or give the weights by --weights"):
         prepare(tmp_path / "app", weights=tmp_path / "nowhere.pt")
+    prepare(tmp_path / "served", weights=weights(tmp_path / "mine"))
+    with pytest.raises(InputError, match=r"nowhere.pt: no such file"):
+        prepare(tmp_path / "served", weights=tmp_path / "nowhere.pt")
     with pytest.raises(InputError, match="'spleen' is unknown"):
         prepare(tmp_path / "app", target="spleen", weights=weights(tmp_path / "mine"))
