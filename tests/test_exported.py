@@ -49,7 +49,7 @@ def exported(tmp_path_factory):
         torch.nn.init.normal_(head.weight, std=3.0)
     torch.save(network.state_dict(), folder / "model.pt")
     arguments = {
-        "net_id": "network_def", "ckpt_file": str(folder / "model.pt"),
+        "net_id": "network_def", "ckpt_file": str(folder / "model.pt"), "ckpt_path": str(folder / "model.pt"),
         "meta_file": str(ROOT / "configs/metadata.json"), "config_file": str(ROOT / "configs/inference.json"),
         "network_def::channels": CHANNELS,
     }  # fmt: skip
