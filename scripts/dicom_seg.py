@@ -237,7 +237,8 @@ class DicomSegWriter:
                     segmentation = make_segmentation(source, classes, self.class_names, self.algorithm, self.series)
                     segmentation.save_as(temporary)
             except InputError as error:
-                logger.error("%s", error)
-                self.batches.failures.append({"image": source, "reason": str(error)})
+                reason = f"{error}; of {source} there is the NIfTI mask alone"
+                logger.error("%s", reason)
+                self.batches.failures.append({"image": source, "mask": str(written), "reason": reason})
             else:
                 logger.info("%s: -> %s", source, path)

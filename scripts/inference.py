@@ -183,12 +183,18 @@ class ImageBatches:
         dataset: of the images, which a `CheckedLoadImaged` loads.
 
     Attributes:
-        failures: ``{"image": path, "reason": ...}`` of those left out so far.
+        failures: ``{"image": path, "reason": ...}`` of those that failed so far; of one that has its mask, but no DICOM
+            SEG, ``{"mask": path}`` as well.
+        left_out: how many of these have no mask.
     """
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
         self.failures: list[dict[str, str]] = []
+
+    @property
+    def left_out(self) -> int:
+        return sum("mask" not in failure for failure in self.failures)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         """Yield ``{"image": (1, C, H, W, D), ...}`` of every image that can be read.
@@ -207,7 +213,7 @@ class ImageBatches:
                 self.failures.append({"image": item["image"], "reason": str(reason)})
                 if len(self.dataset) > 1:
                     logger.error("%s", reason)
-                if len(self.failures) == len(self.dataset):
+                if self.left_out == len(self.dataset):
                     raise reason from error
             else:
                 yield list_data_collate([loaded])
@@ -240,11 +246,13 @@ class ImageProgressBar:
 
     def __call__(self, engine: Engine) -> None:
         """Count the images done and those left out."""
-        self.bar.update(engine.state.iteration + len(self.batches.failures) - self.bar.n)
+        self.bar.update(engine.state.iteration + self.batches.left_out - self.bar.n)
 
 
 class FailureReport:
-    """At the end of an inference, says which images were left out (``failed.csv``) and fails, if there are any.
+    """At the end of an inference, says which images were left out, or have no DICOM SEG, and fails, if there are any.
+
+    The table of them is ``failed.csv``.
 
     So it does if all were, or if the inference ends by another error. Of several processes none ends before all are
     done, as `torchrun` stops the others if one fails.
@@ -273,19 +281,22 @@ class FailureReport:
         """Write the table.
 
         Raises:
-            InputError: if an image was left out.
+            InputError: if an image was left out, or has no DICOM SEG.
         """
         self.write()
         idist.barrier()
         failures, images = self.batches.failures, len(self.batches.dataset)
         if failures:
             path = self.records.output_dir / "failed.csv"
-            found = f"{len(failures)} of {images} images were not segmented, see {path}; the first: "
+            left_out = self.batches.left_out
+            counts = {"were not segmented": left_out, "have no DICOM SEG": len(failures) - left_out}
+            found = " and ".join(f"{count} of {images} images {what}" for what, count in counts.items() if count)
+            found = f"{found}, see {path}; the first: "
             raise InputError(f"{found if images > 1 else ''}{failures[0]['reason']}")
 
     def end(self, engine: Engine, error: Exception) -> None:
         """Write the table, and raise ``error`` again unless it says that no image could be read."""
-        if len(self.batches.failures) == len(self.batches.dataset):
+        if self.batches.left_out == len(self.batches.dataset):
             self(engine)
         self.write()
         raise error

@@ -23,7 +23,7 @@ from scripts.settings import read_settings
 logger = logging.getLogger(__name__)
 
 FOLDER = "records"
-HIDDEN = ("made_with", "file")  # of what is in a record, but not in a table
+HIDDEN = ("made_with", "file", "reason")  # of what is in the record of a mask, but not in the table of volumes
 SECONDS = 10  # between two writings of the tables
 # what masks do not depend on, nor on where it is set
 WITHOUT_EFFECT = (
@@ -58,7 +58,12 @@ class Records:
         return self.output_dir / FOLDER / os.path.dirname(name) / f"{output_name(name)}.json"
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write what became of ``row["image"]``: its ``mask`` and volumes, or the ``reason`` why it has none."""
+        """Write what became of ``row["image"]``: its ``mask`` and volumes, or the ``reason`` why it has none.
+
+        With both, something else that was wanted of it failed; then what was written of its mask stays.
+        """
+        if "mask" in row and "reason" in row:
+            row = {**(self._read(self.path(row["image"])) or {}), **row}
         with written_whole(self.path(row["image"])) as temporary:
             hidden = {"made_with": self.made_with}
             if "mask" in row:
@@ -66,9 +71,10 @@ class Records:
             temporary.write_text(json.dumps({**row, **hidden}, indent=2) + "\n", encoding="utf-8")
 
     def is_done(self, image: PathLike) -> bool:
-        """Return whether the image has a mask, made with this config and these weights."""
+        """Return whether the image has a mask, made with this config and these weights, and nothing has failed."""
         record = self._read(self.path(image))
-        return record is not None and "mask" in record and record["made_with"] == self.made_with
+        failed = record is None or "reason" in record or "mask" not in record
+        return not failed and record["made_with"] == self.made_with
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         """Return a record, None if it cannot be read, or if the mask, or the image that has none, is gone."""
@@ -80,11 +86,17 @@ class Records:
         return record if is_there else None
 
     def read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return the rows of all images that have a mask, and of those that are there but have none, by path."""
+        """Return the rows of all images that have a mask, and of those that are there and of which something failed.
+
+        Both are sorted by path; the latter have ``image`` and ``reason`` alone.
+        """
         found = [record for path in (self.output_dir / FOLDER).rglob("*.json") if (record := self._read(path))]
         found.sort(key=lambda record: record["image"])
-        rows = [{key: value for key, value in record.items() if key not in HIDDEN} for record in found]
-        return [row for row in rows if "mask" in row], [row for row in rows if "mask" not in row]
+        rows = [
+            {key: value for key, value in record.items() if key not in HIDDEN} for record in found if "mask" in record
+        ]
+        failed = [{key: record[key] for key in ("image", "reason")} for record in found if "reason" in record]
+        return rows, failed
 
     def write_tables(self, at_once: bool = True) -> None:
         """Write the tables of all images, those of other processes and earlier runs too.

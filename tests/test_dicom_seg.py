@@ -50,6 +50,7 @@ def make_scan():
 
 
 SCAN = make_scan()
+FRAME = ("FrameOfReferenceUID", f"{ROOT_UID}.3")
 
 
 def segment(folder, series="", find_tumor=True):
@@ -395,19 +396,40 @@ def test_one_of_several_series_has_a_seg_of_its_own_slices(tmp_path, infer):
 
 
 def test_a_series_that_a_seg_cannot_refer_to_is_named_and_the_others_get_theirs(tmp_path, infer):
-    def strip(header):
-        del header.FrameOfReferenceUID
-
-    change_headers(write_series(tmp_path / "study/a", SCAN), strip)
+    change_headers(write_series(tmp_path / "study/a", SCAN), lambda header: delattr(header, FRAME[0]))
     write_series(tmp_path / "study/b", SCAN)
     message = input_error_of(infer, tmp_path / "study")
-    assert "1 of 2 images were not segmented" in message
-    assert "has no FrameOfReferenceUID, which a DICOM SEG refers to; export the series again" in message
+    assert message.startswith(f"1 of 2 images have no DICOM SEG, see {tmp_path}/out/failed.csv; the first: ")
+    reason = message.partition("the first: ")[2]
+    assert reason.endswith(
+        "has no FrameOfReferenceUID, which a DICOM SEG refers to; export the series again; "
+        f"of {tmp_path}/study/a there is the NIfTI mask alone"
+    )
     assert not (tmp_path / "out/a_seg.dcm").exists()
     assert (tmp_path / "out/a_seg.nii.gz").is_file()
     assert (tmp_path / "out/b_seg.dcm").is_file()
     with open(tmp_path / "out/failed.csv", encoding="utf-8", newline="") as file:
-        assert [row["image"] for row in csv.DictReader(file)] == [str(tmp_path / "study/a")]
+        assert list(csv.DictReader(file)) == [{"image": str(tmp_path / "study/a"), "reason": reason}]
+    with open(tmp_path / "out/volumes.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    voxels = str(7 * 3 * 8 + 6 * 8 * 2)
+    assert [(row["image"], row["liver_voxels"]) for row in rows] == [
+        (str(tmp_path / "study/a"), voxels),
+        (str(tmp_path / "study/b"), voxels),
+    ]
+    assert "reason" not in rows[0]
+
+    change_headers(sorted((tmp_path / "study/a").iterdir()), lambda header: setattr(header, *FRAME))
+    infer(tmp_path / "study", skip_done=True)
+    assert (tmp_path / "out/a_seg.dcm").is_file()
+    assert not (tmp_path / "out/failed.csv").exists()
+
+
+def test_images_without_a_mask_and_those_without_a_seg_are_counted_apart(tmp_path, infer):
+    change_headers(write_series(tmp_path / "study/a", SCAN), lambda header: delattr(header, FRAME[0]))
+    write_series(tmp_path / "study/b", SCAN, left_out=[5])
+    message = input_error_of(infer, tmp_path / "study")
+    assert message.startswith("1 of 2 images were not segmented and 1 of 2 images have no DICOM SEG, see ")
 
 
 def test_without_highdicom_it_says_what_to_install_before_the_network_runs(tmp_path, infer, monkeypatch):
