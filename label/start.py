@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 import fire  # noqa: E402
 from monai.bundle import ConfigParser  # noqa: E402
 
-from scripts.data import class_names  # noqa: E402
+from scripts.data import class_names, describe_classes  # noqa: E402
 from scripts.errors import InputError, report_input_errors  # noqa: E402
 from scripts.files import sha256  # noqa: E402
 from scripts.pack import NAME, list_files  # noqa: E402
@@ -47,9 +47,7 @@ def set_target(bundle: Path, target: str) -> None:
         content = json.loads(path.read_text(encoding="utf-8")) | {"target": target}
         path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     for path in (bundle / "configs/metadata.json", bundle / "metadata.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        channels = {str(index): name for index, name in enumerate(names)}
-        content["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(names), "channel_def": channels}
+        content = describe_classes(json.loads(path.read_text(encoding="utf-8")), names)
         path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ Splits the cases that are fit for use by seed; writes a MONAI datalist and a tab
     python -m scripts.data make --dataset_dir /data/LiTS --output_file datalist.json
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -76,6 +77,14 @@ def class_names(target: str) -> tuple[str, ...]:
 def target_labels(target: str) -> list[int]:
     """Return the class index of the LiTS labels 0, 1 and 2. Raises `InputError` for an unknown target."""
     return list(_find_target(target).class_of_label)
+
+
+def describe_classes(metadata: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return a bundle's metadata with its network's output described by the class names, background first."""
+    described = copy.deepcopy(dict(metadata))
+    channels = {str(index): name for index, name in enumerate(names)}
+    described["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(names), "channel_def": channels}
+    return described
 
 
 def split_cases(names: Iterable[str], seed: int) -> tuple[list[str], list[str], list[str]]:

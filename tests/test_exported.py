@@ -1,24 +1,30 @@
 """The exported network gives what the network gives, from the command line too."""
 
 import importlib.util
+import json
 import re
-import tempfile
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ckpt_export, onnx_export, run
+from monai.bundle import ConfigParser, run
 
 from scripts.benchmark.scans import paint_scan
 from scripts.errors import InputError
+from scripts.export import export
 from scripts.networks import MPUNet
 from scripts.networks.exported import ExportedNetwork, OnnxNetwork, load_torchscript
+from scripts.settings import describe_training, write_settings
 from tests import ROOT
 from tests.niftis import save
 
 SIZE = [32, 32, 32]
 CHANNELS = [4, 4, 8, 8, 8]
+SETTINGS = {
+    "target": "liver_and_tumor", "spacing": [8.0, 8.0, 10.0], "plane_size": None, "window_hu": [-150, 250],
+    "roi_size": SIZE,
+}  # fmt: skip
 ENGINES = {"openvino": ExportedNetwork, "onnxruntime": OnnxNetwork}
 OVERLAYS = {
     "torchscript": ("model.ts", "torch"),
@@ -40,23 +46,19 @@ def if_installed(*packages):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A small network with a sure opinion, its weights, and the files that the bundle's commands make of them."""
+    """A small network with a sure opinion, and its exports in a folder whose ``model.json`` is of other weights."""
     pytest.importorskip("onnxscript")
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
-    network = MPUNet(channels=CHANNELS)
+    network = MPUNet(channels=CHANNELS, out_channels=3)
     for head in network.heads:
         torch.nn.init.normal_(head.weight, std=3.0)
-    torch.save(network.state_dict(), folder / "model.pt")
-    arguments = {
-        "net_id": "network_def", "ckpt_file": str(folder / "model.pt"), "ckpt_path": str(folder / "model.pt"),
-        "meta_file": str(ROOT / "configs/metadata.json"), "config_file": str(ROOT / "configs/inference.json"),
-        "network_def::channels": CHANNELS,
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(folder))  # where MONAI's check leaves a copy of the weights
-        ckpt_export(filepath=str(folder / "model.ts"), **arguments)
-        onnx_export(filepath=str(folder / "model.onnx"), input_shape=[1, 1, *SIZE], **arguments)
+    (folder / "trained").mkdir()
+    weights = folder / "trained/model.pt"
+    torch.save(network.state_dict(), weights)
+    write_settings(describe_training(network, **SETTINGS), weights)
+    export(weights, folder)
+    write_settings({"target": "tumor", "spacing": [5, 5, 5], "window_hu": [0, 80]}, folder / "model.ts")
     return network.eval(), folder
 
 
@@ -89,6 +91,15 @@ def test_torchscript_has_the_config_and_the_metadata_in_it(exported):
     assert metadata["name"] == "MPU-Net liver CT segmentation"
     assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "liver"
     assert b"scripts.networks.MPUNet" in files["inference.json"]
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["2"] == "tumor"
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 3
+
+
+@pytest.mark.parametrize("engine", ["torchscript", *if_installed(*ENGINES)])
+def test_an_export_has_the_settings_of_its_weights_in_it(exported, engine):
+    network, folder = exported
+    suffix, load = ("ts", load_torchscript) if engine == "torchscript" else ("onnx", ENGINES[engine])
+    assert load(folder / f"model.{suffix}").settings == SETTINGS | network.settings
 
 
 @pytest.mark.parametrize("engine", if_installed(*ENGINES))
@@ -119,7 +130,15 @@ def test_what_is_no_torchscript_is_refused(tmp_path, content):
 
 def test_plain_weights_are_no_torchscript(exported):
     with pytest.raises(InputError, match=r"model\.pt: is no TorchScript file"):
-        load_torchscript(exported[1] / "model.pt")
+        load_torchscript(exported[1] / "trained/model.pt")
+
+
+def test_of_torchscript_by_monai_s_own_command_the_settings_lie_beside_it(tmp_path):
+    files = {"inference.json": json.dumps({"trained_with": {"_target_": "scripts.settings.read_settings"}})}
+    write_settings({"target": "tumor"}, tmp_path / "model.ts")
+    for extra_files in (files, {}):
+        torch.jit.save(torch.jit.script(torch.nn.Identity()), tmp_path / "model.ts", _extra_files=extra_files)
+        assert load_torchscript(tmp_path / "model.ts").settings == {"target": "tumor"}
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +149,14 @@ def segment(exported, tmp_path_factory):
     affine = np.diag([-8.0, -8.0, 10.0, 1.0])
     affine[:3, 3] = 11, -7, 3
     scan = save(folder / "scan.nii.gz", image, affine)
-    knobs = {"spacing": [8.0, 8.0, 10.0], "roi_size": SIZE, "amp": False, "device": "cpu", "preview": False}
+    knobs = {"amp": False, "device": "cpu", "preview": False}
 
     def segment_by(overlay=None):
-        name = OVERLAYS[overlay][0] if overlay else "model.pt"
+        name = OVERLAYS[overlay][0] if overlay else "trained/model.pt"
         configs = [str(ROOT / f"configs/{config}.json") for config in ("inference", *filter(None, [overlay]))]
-        own = {} if overlay else {"network_def::channels": CHANNELS}
         run(
             config_file=configs, bundle_root=str(ROOT), dataset_dir=str(scan), output_dir=str(folder / str(overlay)),
-            ckpt_path=str(exported[1] / name), **knobs, **own,
+            ckpt_path=str(exported[1] / name), **knobs,
         )  # fmt: skip
         return nib.load(folder / str(overlay) / "scan_seg.nii.gz")
 
@@ -156,7 +174,7 @@ def test_by_every_export_a_scan_gets_the_mask_that_it_gets_by_pytorch(segment, b
         pytest.skip(f"{OVERLAYS[overlay][1]} is not installed")
     mask = segment(overlay)
     expected = np.asarray(by_pytorch.dataobj)
-    assert 0.01 < expected.mean() < 0.99
+    assert (np.bincount(expected.ravel()) / expected.size > 0.01).tolist() == [True] * 3
     np.testing.assert_array_equal(mask.affine, by_pytorch.affine)
     np.testing.assert_array_equal(np.asarray(mask.dataobj), expected)
 

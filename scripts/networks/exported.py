@@ -1,5 +1,6 @@
 """A network that was exported: to ONNX, on the CPU by OpenVINO or by ONNX Runtime; to TorchScript, by PyTorch."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from torch import Tensor, nn
 
 from scripts.devices import half_precision
 from scripts.errors import InputError
+from scripts.settings import read_settings
+
+SETTINGS = "trained_with"  # in an ONNX file, and in the config of a TorchScript file
+CONFIG = "inference.json"  # in a TorchScript file
 
 
 def _check_is_there(path: str | os.PathLike) -> None:
@@ -29,6 +34,10 @@ class OnnxNetwork(nn.Module):
     Args:
         path: of the ONNX file.
 
+    Attributes:
+        settings: what its weights were trained with, such as the spacing. `scripts.export` has written them inside;
+            of a file by MONAI's own command they lie beside it, if anywhere.
+
     Raises:
         InputError: if ONNX Runtime is not installed, or the file is missing or no ONNX file of a fixed shape.
     """
@@ -36,12 +45,13 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: str | os.PathLike):
         super().__init__()
         self.path = path
-        self.shape = self.load(path)
+        self.shape, settings = self.load(path)
+        self.settings = json.loads(settings) if settings else read_settings(path)
         if not all(isinstance(size, int) for size in self.shape):
             raise _no_onnx(path)
 
-    def load(self, path: str | os.PathLike) -> tuple[int, ...]:
-        """Load the file and return the shape that it is for."""
+    def load(self, path: str | os.PathLike) -> tuple[tuple[int, ...], str | None]:
+        """Load the file; return the shape that it is for, and the settings inside, if it has any."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -55,7 +65,7 @@ class OnnxNetwork(nn.Module):
             self.session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # it has an exception class of its own for every kind of damage
             raise _no_onnx(path) from error
-        return tuple(self.session.get_inputs()[0].shape)
+        return tuple(self.session.get_inputs()[0].shape), self.session.get_modelmeta().custom_metadata_map.get(SETTINGS)
 
     def compute(self, image: np.ndarray) -> np.ndarray:
         """Return what the file makes of an image of its shape."""
@@ -90,8 +100,8 @@ class ExportedNetwork(OnnxNetwork):
         self.amp = amp
         super().__init__(path)
 
-    def load(self, path: str | os.PathLike) -> tuple[int, ...]:
-        """Load the file and return the shape that it is for."""
+    def load(self, path: str | os.PathLike) -> tuple[tuple[int, ...], str | None]:
+        """Load the file; return the shape that it is for, and the settings inside, if it has any."""
         try:
             import openvino
         except ImportError as error:
@@ -108,7 +118,8 @@ class ExportedNetwork(OnnxNetwork):
         try:
             model = openvino.Core().read_model(path)
             self.model = openvino.Core().compile_model(model, "CPU", settings)
-            return tuple(model.input(0).shape)
+            inside = ["framework", SETTINGS]  # where OpenVINO has the metadata of an ONNX file
+            return tuple(model.input(0).shape), model.get_rt_info(inside).value if model.has_rt_info(inside) else None
         except RuntimeError as error:
             raise _no_onnx(path) from error
 
@@ -120,13 +131,19 @@ class ExportedNetwork(OnnxNetwork):
 def load_torchscript(path: str | os.PathLike) -> nn.Module:
     """Return the network in a TorchScript file, such as MONAI's ``ckpt_export`` writes, on the CPU.
 
-    It takes images of the shapes that the network takes. TorchScript is a program: see SECURITY.md.
+    It takes images of the shapes that the network takes, and has ``settings`` as an `OnnxNetwork` has. TorchScript is a
+    program: see SECURITY.md.
 
     Raises:
         InputError: if the file is missing, or is none of TorchScript.
     """
     _check_is_there(path)
     try:
-        return torch.jit.load(path, map_location="cpu")
+        files = {CONFIG: ""}
+        network = torch.jit.load(path, map_location="cpu", _extra_files=files)
+        settings = json.loads(files[CONFIG] or "{}").get(SETTINGS)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path}: is no TorchScript file; export the network again") from error
+    is_plain = settings is not None and "_target_" not in settings
+    network.settings = settings if is_plain else read_settings(path)
+    return network
