@@ -22,7 +22,7 @@ help:
 	@echo "make test-slow  run the tests that take long"
 	@echo "make test-clients  run the tests of MONAI Label, MONAI Deploy, NVFLARE and MLflow, which it installs into .venv/clients"
 	@echo "make label      serve the bundle by MONAI Label: STUDIES=folder of images (PORT=8000)"
-	@echo "make export     write models/model.ts and models/model.onnx from models/model.pt"
+	@echo "make export     write models/model.ts and models/model.onnx from models/model.pt (or another by WEIGHTS=...)"
 	@echo "make bundle     pack the bundle into one zip in dist/, with the weights if there are any"
 	@echo "make lint       check the style"
 	@echo "make lock       write requirements.lock: after a change of requirements.txt, -dicom.txt or -test.txt"
@@ -90,11 +90,8 @@ test-clients: venv $(LABEL)/installed $(DEPLOY)/installed $(NVFLARE)/installed $
 	$(NVFLARE)/bin/python -m pytest -m client tests/clients/test_nvflare.py
 	$(TRACKING)/bin/python -m pytest -m client tests/clients/test_mlflow.py
 
-EXPORT = --ckpt_file models/model.pt --meta_file configs/metadata.json --config_file configs/inference.json
-
 export: venv
-	$(RUN) -m monai.bundle ckpt_export network_def --filepath models/model.ts $(EXPORT)
-	$(RUN) -m monai.bundle onnx_export network_def --filepath models/model.onnx --input_shape "[1,1,128,128,96]" $(EXPORT)
+	$(RUN) -m scripts.export --weights $(or $(WEIGHTS),models/model.pt) --output_dir models
 
 bundle: venv
 	$(RUN) -m scripts.pack --output_dir dist

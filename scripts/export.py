@@ -9,6 +9,7 @@ up beside the weights is written out, so the files give the same mask wherever t
 import importlib.util
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -191,4 +192,5 @@ def main(
 
 if __name__ == "__main__":
     report_input_errors()
-    fire.Fire(main)
+    arguments = sys.argv[1:]
+    fire.Fire(main, ["--", "--help"] if "--help" in arguments else arguments)  # else it takes it for a knob

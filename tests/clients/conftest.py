@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.clients.small import OBLIQUE, segment, write_bundle, write_scan
+from tests.clients.small import OBLIQUE, copy_bundle, segment, write_bundle, write_scan
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,12 @@ def bundle(tmp_path_factory):
         return made[target]
 
     return get
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A bundle that has no weights, but the settings of others."""
+    return copy_bundle(tmp_path / "elsewhere")
 
 
 @pytest.fixture(scope="session")

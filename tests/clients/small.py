@@ -5,7 +5,6 @@ CT is a generated patient, the network a narrow MPU-Net with random weights, see
 a voxel out of place shows. `tests/clients/conftest.py` has both as fixtures.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from scripts.data import class_names
 from scripts.networks import MPUNet
 from scripts.pack import list_files
 from scripts.phantom.scan import make_phantom
+from scripts.settings import describe_training, write_settings
 from tests import ROOT
 from tests.dicoms import STRAIGHT, write_series
 
@@ -28,8 +28,18 @@ SIZE, SPACING_MM = (72, 60, 40), (4.5, 4.5, 5.0)
 TAGS = {"0020|0011": "1", "0018|0050": str(SPACING_MM[2])}  # series number, slice thickness: MONAI Deploy asks for them
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = (0.96, 0.28, 0, -0.28, 0.96, 0)  # direction of a row, and of a column: turned by 16 degrees
-SETTINGS = {"spacing": [4.0, 4.0, 4.0], "roi_size": [48, 48, 32]}  # so that there is resampling, and many windows
+SETTINGS = {  # so that there is resampling, and many windows
+    "spacing": [4.0, 4.0, 4.0], "plane_size": None, "window_hu": [-160, 240], "roi_size": [48, 48, 32]
+}  # fmt: skip
+OTHER = {
+    "target": "tumor",
+    "spacing": [6.0, 6.0, 6.0],
+    "window_hu": [0, 80],
+    "roi_size": [32, 32, 32],
+    "norm": "instance",
+}
 CHANNELS = [4, 4, 8, 8, 8]
+WEIGHTS = "models/model.pt"
 
 
 @dataclass(frozen=True)
@@ -71,25 +81,26 @@ def write_scan(folder: Path, axes: Sequence[float] = STRAIGHT, seed: int = 3) ->
     return Scan(folder / "dicom", nifti, affine, np.ascontiguousarray(label))
 
 
-def write_bundle(folder: Path, target: str = "liver") -> Path:
-    """Write a copy of the bundle, as downloaded, with a narrow network for ``target`` and its weights; return it."""
+def copy_bundle(folder: Path) -> Path:
+    """Write a copy of the bundle, as downloaded, without weights, but with the settings of others; return it."""
     for name in list_files(ROOT):
         if not name.startswith("models/") or name.endswith(".md"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    for config in ("train", "inference"):
-        path = folder / f"configs/{config}.json"
-        content = json.loads(path.read_text(encoding="utf-8")) | SETTINGS | {"target": target}
-        content["network_def"]["channels"] = CHANNELS
-        path.write_text(json.dumps(content), encoding="utf-8")
-    names = class_names(target)
-    path = folder / "configs/metadata.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    channels = {str(index): name for index, name in enumerate(names)}
-    content["network_data_format"]["outputs"]["pred"] |= {"num_channels": len(names), "channel_def": channels}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    write_settings(OTHER, folder / WEIGHTS)
+    return folder
+
+
+def write_bundle(folder: Path, target: str = "liver") -> Path:
+    """Write a copy of the bundle with a narrow network for ``target``, as a training leaves it; return it.
+
+    The configs are the bundle's own: what is special about the weights is in the settings beside them.
+    """
+    copy_bundle(folder)
     torch.manual_seed(0)
-    torch.save(MPUNet(out_channels=len(names), channels=CHANNELS).state_dict(), folder / "models/model.pt")
+    network = MPUNet(out_channels=len(class_names(target)), channels=CHANNELS)
+    torch.save(network.state_dict(), folder / WEIGHTS)
+    write_settings(describe_training(network, target=target, **SETTINGS), folder / WEIGHTS)
     return folder
 
 

@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from monai.bundle import ckpt_export
 
+from scripts.export import export
 from tests.clients.small import OBLIQUE, read_segments
 from tests.dicoms import write_slice
 
@@ -30,31 +30,16 @@ def run_app(bundle, dicom, output, *options, cwd=None):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def export(bundle, tmp_path_factory):
-    """Return a function from a target to the TorchScript of its bundle."""
-
-    def get(target):
-        root, path = bundle(target), tmp_path_factory.mktemp("export") / "model.ts"
-        ckpt_export(
-            net_id="network_def",
-            filepath=str(path),
-            ckpt_file=str(root / "models/model.pt"),
-            meta_file=str(root / "configs/metadata.json"),
-            config_file=str(root / "configs/inference.json"),
-        )
-        return path
-
-    return get
-
-
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("source", ["folder", "export"])
 def test_the_seg_has_the_mask_of_bundle_run_and_says_what_it_is(
-    target, source, scan, bundle, export, reference, tmp_path
+    target, source, scan, bundle, elsewhere, reference, tmp_path
 ):
-    options = ["-m", str(export(target))] if source == "export" else []
-    done = run_app(bundle(target), scan.dicom, tmp_path / "out", *options)
+    if source == "folder":
+        done = run_app(bundle(target), scan.dicom, tmp_path / "out")
+    else:  # by the app of another folder, the models of which are another network's
+        (path,) = export(bundle(target) / "models/model.pt", tmp_path, onnx=False)
+        done = run_app(elsewhere, scan.dicom, tmp_path / "out", "-m", str(path))
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = (tmp_path / "out").rglob("*.dcm")
     seg, masks = read_segments(path, scan.label.shape, scan.affine)
