@@ -6,16 +6,32 @@ import re
 from collections.abc import Mapping
 
 from ignite.engine import Engine, Events
+from monai.handlers import CheckpointLoader
 from monai.networks.utils import copy_model_state, freeze_layers
 from torch import Tensor, nn
 
 from scripts.errors import InputError
 from scripts.files import read_weights
 from scripts.handlers import existing_file
+from scripts.manifest import find_parser
 
 logger = logging.getLogger(__name__)
 
 LISTED = 10  # tensors named in the log
+
+
+def weights_of_client() -> str | None:
+    """Return the file of weights that MONAI Label's app for bundles begins a training with, None in any other training.
+
+    All it does for that is to put MONAI's ``CheckpointLoader`` among the handlers of the config that it runs. The
+    network must be that of the weights by then, and all else too, see ``trained_with`` in ``configs/train.json``.
+    """
+    parser = find_parser()
+    handlers = parser.get("train::handlers", []) if parser else []
+    for handler in handlers:
+        if isinstance(handler, Mapping) and handler.get("_target_") == CheckpointLoader.__name__:
+            return handler["load_path"]
+    return None
 
 
 def take_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str | os.PathLike) -> list[str]:

@@ -258,6 +258,21 @@ def test_a_training_that_begins_with_weights_is_for_their_target_unless_another_
         assert list(mapping.mapper.target_labels) == {"liver_and_tumor": [0, 1, 2], "tumor": [0, 0, 1]}[target]
 
 
+def test_a_training_before_which_monai_label_puts_a_loader_of_weights_is_with_their_settings(tmp_path):
+    settings = {"spacing": [3.0, 3.0, 3.0], "channels": [8, 16, 32, 64, 128], "norm": "instance"}
+    path = str(tmp_path / "model.pt")
+    write_settings(settings, path)
+    loader = {"_target_": "CheckpointLoader", "load_path": path, "load_dict": {"model": "$@network"}, "strict": False}
+    config = parser("train", **{"train::handlers": [loader, *read("train")["train"]["handlers"], "@early_stop"]})
+    assert config.get_parsed_content("pretrained") == path
+    assert config.get_parsed_content("spacing") == settings["spacing"]
+    network = config.get_parsed_content("network_def")
+    assert {name: network.settings[name] for name in ("channels", "norm")} == {
+        name: settings[name] for name in ("channels", "norm")
+    }
+    assert parser("train").get_parsed_content("pretrained") is None
+
+
 @pytest.mark.parametrize(
     "names, parameters",
     [

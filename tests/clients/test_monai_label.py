@@ -20,8 +20,12 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.files import sha256
+from scripts.networks import MPUNet
+from scripts.pack import list_files
+from scripts.settings import describe_training, read_settings, write_settings
 from tests import ROOT
-from tests.clients.small import assert_same_mask, read_segments
+from tests.clients.small import assert_same_mask, read_segments, segment
 from tests.dicoms import ROOT_UID
 
 pytest.importorskip("monailabel", reason="MONAI Label is not installed here; make test-clients installs it")
@@ -245,6 +249,78 @@ def test_labels_that_are_sent_train_the_weights_that_the_next_mask_is_made_with(
     assert any(not torch.equal(new[name], old[name]) for name in new)
     after, _ = server.infer("lps")
     assert (np.asarray(nib.load(after).dataobj) != before).any()
+
+
+SETTINGS = {"target": "liver", "spacing": [5.0, 5.0, 5.0], "roi_size": [48, 48, 32]}
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    """The bundle as downloaded, with weights whose settings lie beside them and are not the defaults of its configs."""
+    root = tmp_path / "bundle" / MODEL
+    for name in list_files(ROOT):
+        if not name.startswith("models/"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, root / name)
+    (root / "models").mkdir()
+    torch.manual_seed(0)
+    network = MPUNet(channels=[4, 4, 8, 8, 8], norm="instance")
+    torch.save(network.state_dict(), root / "models/model.pt")
+    write_settings(describe_training(network, **SETTINGS), root / "models/model.pt")
+    return root
+
+
+def command_of(whose, root, studies, app):
+    """Return the command of the server of `make label`, or that of MONAI Label's own app for bundles."""
+    if whose == "of make label":
+        return [str(root / "label/start.py"), "--studies", str(studies), "--app_dir", str(app)]
+    shutil.copytree(Path(sys.prefix) / "monailabel/sample-apps/monaibundle", app)
+    shutil.copytree(root, app / "model" / MODEL)
+    options = {"models": MODEL, "zoo_source": "local", "sam2": "false", "epistemic_model": MODEL}
+    conf = [word for name, value in options.items() for word in ("--conf", name, value)]
+    return ["-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies), *conf]
+
+
+@pytest.mark.parametrize("whose", ["of make label", "of MONAI Label"])
+def test_a_training_goes_on_from_the_weights_with_the_settings_that_lie_beside_them(
+    whose, shipped, studies, scan, oblique_scan, tmp_path
+):
+    app, folder = tmp_path / "app", studies()
+    server = Server(command_of(whose, shipped, folder, app), app, folder, tmp_path / "server.log")
+    weights = app / "model" / MODEL / "models/model.pt"
+    try:
+        info = server.wait()
+        assert info["models"][MODEL]["labels"] == {"liver": 1}
+        old, settings = torch.load(weights, weights_only=True), read_settings(weights)
+        file, _ = server.infer("lps")
+        assert_same_mask(nib.load(file), segment(shipped, scan.nifti, tmp_path / "out"))
+
+        (scoring,) = info["scoring"]
+        task = server.run_task("/scoring/", f"/scoring/{scoring}", {"max_workers": 1})
+        assert task["status"] == "DONE", task["details"]
+        objects = json.loads((folder / "datastore_v2.json").read_text(encoding="utf-8"))["objects"]
+        assert all(0 < item["image"]["info"]["epistemic_entropy"] < np.log(2) for item in objects.values())
+
+        for name, labelled in (("lps", scan), ("oblique", oblique_scan)):
+            label = nib.Nifti1Image((labelled.label > 0).astype(np.uint8), labelled.affine)
+            nib.save(label, tmp_path / f"{name}.nii.gz")
+            server.client.save_label(name, str(tmp_path / f"{name}.nii.gz"), tag="final", params={})
+        config = info["trainers"][MODEL]["config"]
+        options = {name: value[0] if isinstance(value, list) else value for name, value in config.items()}
+        options |= {"max_epochs": 5, "val_split": 0.5, "run_id": "run"}
+        task = server.run_task("/train/", f"/train/{MODEL}", options)
+        assert task["status"] == "DONE", task["details"]
+    finally:
+        server.stop()
+    new = torch.load(weights, weights_only=True)
+    assert {name: value.shape for name, value in new.items()} == {name: value.shape for name, value in old.items()}
+    # five steps of Adam, of little more than the learning rate of 1e-4 each: it began with these very weights
+    moved = max((new[name] - old[name]).abs().max().item() for name in new)
+    assert 1e-5 < moved < 1e-3
+    trained = read_settings(weights)
+    assert {name: trained[name] for name in settings} == settings
+    manifest = json.loads((app / "model" / MODEL / "runs/mpunet/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["weights"]["sha256"] == sha256(shipped / "models/model.pt")
 
 
 @pytest.fixture
