@@ -575,10 +575,12 @@ def test_run_facts_say_what_the_run_cost(tmp_path):
 
 
 def test_peak_memory_of_the_process_grows_with_what_it_holds():
+    """More than it ever held, as other tests may have held much and given it back."""
     before = peak_memory_mb(torch.device("cpu"))
     assert 50 < before < 100_000
-    held = torch.ones(int(before * 1e6) // 4)  # as much again
-    assert peak_memory_mb(torch.device("cpu")) > before + 0.5 * held.numel() * 4e-6
+    held = torch.ones(int(1.2 * before * 1e6) // 4)
+    after = peak_memory_mb(torch.device("cpu"))
+    assert after > 0.99 * held.numel() * 4e-6 > 1.1 * before
 
 
 def test_run_facts_leave_out_what_is_not_known(tmp_path, monkeypatch):
