@@ -9,23 +9,23 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import itk
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.bundle import run
 
 pydicom = pytest.importorskip("pydicom", reason="highdicom is not installed")
 pytest.importorskip("highdicom", reason="highdicom is not installed")
 
 from scripts.data import TARGETS, class_names  # noqa: E402
 from scripts.dicom_seg import CODES, Algorithm, make_segmentation, read_algorithm  # noqa: E402
-from scripts.errors import InputError, find_input_error  # noqa: E402
+from scripts.errors import InputError  # noqa: E402
 from scripts.scans import ScanReader, read_dicom_series  # noqa: E402
 from tests import ROOT  # noqa: E402
 from tests.dicoms import CT_CLASS, ROOT_UID, write_enhanced, write_series  # noqa: E402
+from tests.jobs import infer_with_oracle, input_error_of  # noqa: E402
 from tests.niftis import save  # noqa: E402
 from tests.test_scans import DIRECTIONS, make_affine  # noqa: E402
 
@@ -342,27 +342,7 @@ def test_a_real_scans_liver_comes_back_from_its_seg_to_the_voxel(tmp_path):
 
 @pytest.fixture
 def infer(tmp_path):
-    """Run configs/inference.json with an oracle that finds what is bright, and DICOM SEG."""
-    torch.save({}, tmp_path / "model.pt")
-
-    def infer_folder(dataset_dir, **overrides):
-        settings = {
-            "network_def": {"_target_": "tests.oracle.ThresholdOracle", "threshold": 75 / 200},
-            "bundle_root": str(ROOT), "dataset_dir": str(dataset_dir), "output_dir": str(tmp_path / "out"),
-            "ckpt_path": str(tmp_path / "model.pt"), "device": "cpu", "roi_size": [32, 32, 32], "dicom_seg": True,
-        }  # fmt: skip
-        run(config_file=str(ROOT / "configs/inference.json"), **(settings | overrides))
-        return tmp_path / "out"
-
-    return infer_folder
-
-
-def input_error_of(infer, *args, **kwargs):
-    with pytest.raises(Exception) as caught:  # MONAI wraps it in a RuntimeError
-        infer(*args, **kwargs)
-    error = find_input_error(caught.value)
-    assert error is not None, caught.value
-    return str(error)
+    return partial(infer_with_oracle, tmp_path, dicom_seg=True)
 
 
 def test_inference_writes_a_seg_of_each_dicom_series_with_the_voxels_of_the_nifti_mask(tmp_path, infer, capfd):

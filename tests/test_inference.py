@@ -4,18 +4,20 @@ import itertools
 import json
 import math
 import struct
+from functools import partial
 
 import itk
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, run
+from monai.bundle import ConfigParser
 from monai.transforms import SaveImaged
 
-from scripts.errors import InputError, find_input_error
+from scripts.errors import InputError
 from scripts.inference import find_images, output_name
 from tests import ROOT
+from tests.jobs import infer_with_oracle, input_error_of
 from tests.oracle import ThresholdOracle
 
 SPACING_MM = (1.5, 1.5, 1.0)  # of configs/inference.json: nothing is interpolated on such a grid
@@ -40,40 +42,9 @@ def make_image(mask):
     return (np.where(mask, FOREGROUND_HU, BACKGROUND_HU) + rng.integers(-20, 20, mask.shape)).astype(np.int16)
 
 
-@pytest.fixture(scope="session")
-def empty_weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save({}, path)
-    return path
-
-
 @pytest.fixture
-def infer(tmp_path, empty_weights):
-    """Run configs/inference.json with an oracle that finds what is brighter than 75 HU."""
-
-    def infer_folder(dataset_dir, **overrides):
-        settings = {
-            "network_def": {"_target_": "tests.oracle.ThresholdOracle", "threshold": 75 / 200},
-            "bundle_root": str(ROOT),
-            "dataset_dir": str(dataset_dir),
-            "output_dir": str(tmp_path / "out"),
-            "ckpt_path": str(empty_weights),
-            "device": "cpu",
-            "roi_size": [32, 32, 32],
-            "check_hu": False,  # there is no air around the boxes
-        }
-        run(config_file=str(ROOT / "configs/inference.json"), **(settings | overrides))
-        return tmp_path / "out"
-
-    return infer_folder
-
-
-def input_error_of(infer, *args, **kwargs):
-    with pytest.raises(Exception) as caught:  # MONAI wraps it in a RuntimeError
-        infer(*args, **kwargs)
-    error = find_input_error(caught.value)
-    assert error is not None, caught.value
-    return str(error)
+def infer(tmp_path):
+    return partial(infer_with_oracle, tmp_path, check_hu=False)  # there is no air around the boxes
 
 
 def save_nifti(path, array, affine=None, sform_code=1, qform_code=1):
@@ -431,7 +402,7 @@ def test_a_coarse_pass_gives_the_same_mask(tmp_path, infer):
     np.testing.assert_array_equal(np.asarray(nib.load(out / "ct_seg.nii.gz").dataobj) > 0, mask)
 
 
-def test_a_client_that_runs_transforms_and_inferer_by_itself_gets_the_mask_on_the_images_grid(tmp_path, empty_weights):
+def test_a_client_that_runs_transforms_and_inferer_by_itself_gets_the_mask_on_the_images_grid(tmp_path):
     mask = make_mask((24, 20, 16))
     path = save_nifti(tmp_path / "ct.nii.gz", make_image(mask)[::-1], np.diag((-1.5, 1.5, 1.0, 1)))
     config = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs/inference.json")]))

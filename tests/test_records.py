@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from monai.bundle import run
 
 from scripts.errors import InputError, find_input_error
 from scripts.records import Records, own_images, parse_shard
-from tests import ROOT
+from tests.jobs import infer_with_oracle
 from tests.test_inference import make_image, make_mask, save_nifti, truncated
 from tests.test_workflows import read_json, table
 
@@ -30,15 +29,10 @@ def archive(tmp_path):
 @pytest.fixture
 def infer(tmp_path, archive):
     """Run configs/inference.json with an oracle; return the folder of the results."""
-    torch.save({}, tmp_path / "model.pt")
 
-    def infer_archive(output_dir="out", **overrides):
-        settings = {
-            "network_def": {"_target_": "tests.oracle.ThresholdOracle", "threshold": 75 / 200},
-            "bundle_root": str(ROOT), "dataset_dir": str(archive), "output_dir": str(tmp_path / output_dir),
-            "ckpt_path": str(tmp_path / "model.pt"), "device": "cpu", "amp": False, "preview": False, "check_hu": False,
-        }  # fmt: skip
-        run(config_file=str(ROOT / "configs/inference.json"), **settings | overrides)
+    def infer_archive(output_dir="out", dataset_dir=archive, **overrides):
+        settings = {"output_dir": str(tmp_path / output_dir), "amp": False, "preview": False, "check_hu": False}
+        infer_with_oracle(tmp_path, dataset_dir, **(settings | overrides))
         return tmp_path / output_dir
 
     return infer_archive
@@ -110,7 +104,7 @@ def test_masks_of_other_settings_or_weights_are_not_taken_for_done(infer, tmp_pa
     assert all(second[name] != first[name] for name in first)
     torch.save({"_metadata": torch.zeros(1)}, tmp_path / "model.pt")
     with pytest.raises(Exception) as caught:  # it goes about them all, and the oracle does not take these weights
-        infer(skip_done=True, fill_holes=True)
+        infer(skip_done=True, fill_holes=True, ckpt_path=str(tmp_path / "model.pt"))
     assert "model.pt: not weights of this network" in str(find_input_error(caught.value))
 
 

@@ -23,23 +23,16 @@ from monai.bundle import download, run
 from scripts import inference
 from scripts.cases import Case, check_case, find_cases
 from scripts.convert_released_weights import convert
-from scripts.errors import InputError, find_input_error
+from scripts.errors import InputError
 from scripts.files import write_table, write_weights
 from scripts.handlers import RunCheckpoint, WeightsCheckpointLoader
 from scripts.report.__main__ import write_report
 from scripts.report.read import CASE_METRICS, METRICS
 from tests import ROOT
+from tests.jobs import input_error_of
 from tests.niftis import make_image, make_label, save, save_case, write_json
 
 ORACLE = {"_target_": "tests.oracle.ThresholdOracle", "threshold": 0.0}  # finds what is above 0 HU
-
-
-def input_error_of(function, *args, **kwargs):
-    with pytest.raises(Exception) as caught:  # MONAI wraps it in a RuntimeError
-        function(*args, **kwargs)
-    error = find_input_error(caught.value)
-    assert error is not None, caught.value
-    return str(error)
 
 
 @pytest.fixture
