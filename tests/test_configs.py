@@ -273,6 +273,15 @@ def test_a_training_before_which_monai_label_puts_a_loader_of_weights_is_with_th
     assert parser("train").get_parsed_content("pretrained") is None
 
 
+@pytest.mark.parametrize("overlay", [name for name, bases in OVERLAYS.items() if "train" in bases])
+def test_evaluation_measures_the_network_whose_weights_it_loads(overlay):
+    config = parser("train", overlay, "evaluate", ckpt_path="none.pt", device="cpu")
+    loader = config["validate::handlers"][0]
+    assert loader["_target_"] == "scripts.handlers.WeightsCheckpointLoader"
+    loaded, measured = (item["network"].removeprefix("@") for item in (loader, config["validate::evaluator"]))
+    assert config.get_parsed_content(measured) is config.get_parsed_content(loaded)
+
+
 @pytest.mark.parametrize(
     "names, parameters",
     [

@@ -407,6 +407,7 @@ def test_a_client_that_runs_transforms_and_inferer_by_itself_gets_the_mask_on_th
     path = save_nifti(tmp_path / "ct.nii.gz", make_image(mask)[::-1], np.diag((-1.5, 1.5, 1.0, 1)))
     config = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs/inference.json")]))
     config.update({"device": "cpu", "roi_size": [32, 32, 32], "dataset_dir": "unused", "check_hu": False})
+    config["ckpt_path"] = str(tmp_path / "none.pt")
     data = {"image": str(path), "image_path": str(path)}  # as MONAI Label: no batches, SaveImaged taken out
     for transform in config.get_parsed_content("preprocessing").transforms:
         data = transform(data)
