@@ -13,11 +13,12 @@ TRACKING = $(VENV)/clients/tracking
 INSTALL = -m pip install --quiet --disable-pip-version-check
 PORT ?= 8000
 
-.PHONY: help venv demo pretrain test test-slow test-clients export bundle label lint lock audit clean
+.PHONY: help venv demo demo-training pretrain test test-slow test-clients export bundle label lint lock audit clean
 
 help:
-	@echo "make demo       train a small network on generated scans, measure it, use it: minutes on a CPU"
-	@echo "make pretrain   train weights for real CTs on generated ones alone: hours on a CPU"
+	@echo "make demo       segment a generated scan with the weights that are here: a minute"
+	@echo "make demo-training  train a small network on generated scans, measure it, use it: minutes on a CPU"
+	@echo "make pretrain   train such weights, for real CTs, on generated ones alone: two hours on a CPU"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take long"
 	@echo "make test-clients  run the tests of MONAI Label, MONAI Deploy, NVFLARE and MLflow, which it installs into .venv/clients"
@@ -28,7 +29,7 @@ help:
 	@echo "make lock       write requirements.lock: after a change of requirements.txt, -dicom.txt or -test.txt"
 	@echo "make audit      look up requirements.lock in the database of known vulnerabilities"
 	@echo "make venv       make or update .venv, which all of the above do"
-	@echo "make clean      remove what the demo made"
+	@echo "make clean      remove what the demos made"
 
 venv: $(VENV)/installed
 
@@ -40,6 +41,13 @@ $(VENV)/installed: requirements.txt requirements-dicom.txt requirements-test.txt
 	touch $@
 
 demo: venv
+	$(RUN) -m scripts.phantom --output_dir $(DEMO)/scan --cases 1 --seed 15 --variety wide --spacing_mm 1.5
+	$(BUNDLE) --config_file configs/inference.json --dataset_dir $(DEMO)/scan/volume-0.nii.gz --output_dir $(DEMO)/mask
+	@echo
+	@echo "The mask of a scan that nobody has:  $(DEMO)/mask/volume-0_seg.nii.gz, its millilitres in volumes.csv"
+	@echo "A picture of it:                     $(DEMO)/mask/volume-0_seg.png"
+
+demo-training: venv
 	$(RUN) -m scripts.phantom --output_dir $(DEMO)/phantoms --cases 24 --seed 1 --size 112,112,64
 	$(BUNDLE) training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir $(DEMO)/phantoms
 	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/demo.json','configs/evaluate.json']" --dataset_dir $(DEMO)/phantoms
