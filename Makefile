@@ -18,7 +18,7 @@ PORT ?= 8000
 help:
 	@echo "make demo       segment a generated scan with the weights that are here: a minute"
 	@echo "make demo-training  train a small network on generated scans, measure it, use it: minutes on a CPU"
-	@echo "make pretrain   train such weights, for real CTs, on generated ones alone: two hours on a CPU"
+	@echo "make pretrain   train such weights, for real CTs, on generated ones alone: hours on a CPU"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take long"
 	@echo "make test-clients  run the tests of MONAI Label, MONAI Deploy, NVFLARE and MLflow, which it installs into .venv/clients"

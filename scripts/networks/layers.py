@@ -53,11 +53,12 @@ class InstanceNorm(nn.InstanceNorm3d):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2] * x.shape[3] * x.shape[4] == 1:
             return x - x if self.bias is None else x - x + self.bias.view(1, -1, 1, 1, 1)
-        if torch.jit.is_scripting():
-            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-        if torch.jit.is_tracing() or torch.compiler.is_compiling() or x.shape[0] > 1:
-            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        single = x.shape[0] == 1
+        if not torch.jit.is_scripting():
+            single = single and not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+        if single:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
 def get_norm(norm: str | tuple, channels: int) -> nn.Module:
