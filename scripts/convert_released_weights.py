@@ -1,6 +1,6 @@
 """How the authors' released checkpoints become state dicts of this bundle's networks.
 
-python -m scripts.convert_released_weights --checkpoint best_model.pth --output models/model.pt --network mpunet
+python -m scripts.convert_released_weights --checkpoint best_model.pth --output models/released.pt --network mpunet
 """
 
 import os
