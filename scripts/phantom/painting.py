@@ -53,7 +53,7 @@ def _paint_wall(slab: Slab) -> None:
     slab.paint(skin, hu["muscle"] - 35)
     fat = hu["fat"] + 5 * grain + 7 * waves
     slab.paint(skin + 2.0, fat)
-    slab.paint(muscle, hu["muscle"] + 4 * grain)
+    slab.paint(muscle, hu["muscle"] + 4 * grain - patient.findings.marbling_hu * np.clip(waves, 0, 2))
     if patient.limbs:  # fat between the muscles of the limbs, where the trunk's wall is far
         between = np.abs(slab.noise["strands_a"]) * 9 - 1.2 - 0.8 * waves
         slab.paint(np.maximum(np.maximum(between, muscle + 2.5), 22 - slab.cavity), fat)
@@ -66,7 +66,7 @@ def _paint_wall(slab: Slab) -> None:
     slab.paint(slab.cavity, hu["muscle"])
     mesentery = np.hypot(slab.noise["strands_a"], slab.noise["strands_b"])
     strands = 50 * np.clip(1 - 9 * np.abs(slab.noise["strands_a"]), 0, 1) * np.clip(waves, 0, 1)
-    slab.paint(slab.cavity + 2.0, fat - 2 + strands + 130 * np.clip(1.1 - 5.5 * mesentery, 0, 1))
+    slab.paint(slab.cavity + 2.0 + slab.lining, fat - 2 + strands + 130 * np.clip(1.1 - 5.5 * mesentery, 0, 1))
     if patient.findings.crowding > -2:  # bowel without a gap, as in the lean
         folds = np.clip(3 * (patient.findings.crowding + slab.noise["strands_b"]), 0, 1)
         inside = np.maximum(slab.cavity + 3.5, slab.diaphragm + 5)
@@ -122,7 +122,7 @@ def _paint_ribs(slab: Slab) -> None:
     # The lowest ribs end early: the twelfth, the eleventh, then the costal arch.
     lowest = -110 // trunk.RIB_STEP_MM
     reach = np.interp(index - lowest, [-1, 0, 1, 2, 4, 5], [0.0, 0.24, 0.40, 0.72, 0.86, 1.0]).astype(np.float32)
-    section = np.hypot((cavity - 5.5) / 3.6, off_axis / 6.5)
+    section = np.hypot((cavity - trunk.rib_depth_mm) / 3.6, off_axis / 6.5)
     rib = np.maximum((section - 1) * 3.6, (around - reach) * 250)
     rib = np.maximum(rib, (0.06 - around) * 250)
     gristle = np.clip((around - trunk.cartilage_from) * 40, 0, 1)
@@ -225,7 +225,7 @@ def _place_liver(slab: Slab) -> None:
     box = slab.find_box(*liver.bounds_mm(), 8.0)
     if not box:
         return
-    cavity, diaphragm = slab.cavity[box], slab.diaphragm[box]
+    cavity, diaphragm = slab.cavity[box] + slab.lining[box], slab.diaphragm[box]
     surface = liver.distance_mm(*(axis[box] for axis in slab.body), cavity, diaphragm, partial(slab.find_box_in, box))
     # Smooth where it lies on the diaphragm and the wall.
     free = np.clip(-np.maximum(cavity + 2.5, diaphragm + 3.0) / 8.0, 0, 1)

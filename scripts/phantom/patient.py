@@ -26,6 +26,8 @@ class Findings:
     liver_texture_hu: float
     crowding: float = -np.inf  # bowel fills the free cavity where a normal variable of this mean is above 0
     liver_kind: str = "usual"
+    lining_mm: float = 0.0  # of muscle on the inner face of the wall, in places up to twice that
+    marbling_hu: float = 0.0  # by which fat in the muscles of the wall lowers them, in places up to twice that
 
 
 @dataclass(frozen=True)

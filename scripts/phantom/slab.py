@@ -32,6 +32,7 @@ class Slab:
         x, y, z = self.body
         self.cavity = patient.trunk.cavity_mm(x, y, z)
         self.diaphragm = patient.trunk.diaphragm_mm(x, y, z)
+        self.lining = patient.findings.lining_mm * np.clip(self.noise["shading"] + 0.4 * self.noise["waves"], 0, 2)
         self.liver = np.full(self.shape, 1e3, np.float32)  # distance to its surface, once placed
         self.hu = np.full(self.shape, AIR_HU, np.float32)
         self.label = np.zeros(self.shape, np.uint8)

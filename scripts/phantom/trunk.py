@@ -26,6 +26,7 @@ class Trunk:
     dome_depth_mm: float
     left_dome_mm: float
     chest_slope: float
+    rib_depth_mm: float = 5.5  # of the ribs' middle behind the inner face of the wall
 
     RIB_STEP_MM = 27.0
     VERTEBRA_STEP_MM = 32.0
@@ -148,7 +149,7 @@ def draw_whole_trunk(rng: np.random.Generator) -> WholeTrunk:
     fat = float(np.clip(rng.lognormal(2.7, 0.7), 3, 65))
     return WholeTrunk(
         cavity_half_mm=(half_x, depth),
-        muscle_mm=uniform(rng, (9, 20), (6, 14), (22, 40)),
+        muscle_mm=uniform(rng, (3, 20), (4, 14), (22, 40)),
         fat_mm=(fat * rng.uniform(0.6, 1.2), fat * rng.uniform(0.5, 1.4), fat * rng.uniform(0.5, 1.0)),
         rib_drop_mm=rng.uniform(95, 160),
         rib_phase_mm=rng.uniform(0, Trunk.RIB_STEP_MM),
@@ -160,6 +161,7 @@ def draw_whole_trunk(rng: np.random.Generator) -> WholeTrunk:
         dome_depth_mm=rng.uniform(55, 125),
         left_dome_mm=rng.uniform(-32, 6),
         chest_slope=rng.uniform(0, 0.1),
+        rib_depth_mm=rng.uniform(2.8, 6.2),
         waist=rng.uniform(0.82, 1.12),
         hips=rng.uniform(0.95, 1.2),
         lung_top_mm=rng.uniform(190, 250),

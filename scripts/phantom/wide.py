@@ -20,7 +20,7 @@ from scripts.phantom.trunk import WholeTrunk, draw_whole_trunk
 
 WIDE_PHASE_PROBABILITIES = (0.33, 0.17, 0.35, 0.15)
 VIEWS = ("liver", "torso", "slab", "pelvis", "chest", "head")
-VIEW_PROBABILITIES = (0.42, 0.19, 0.22, 0.07, 0.05, 0.05)
+VIEW_PROBABILITIES = (0.46, 0.18, 0.24, 0.05, 0.035, 0.035)
 LIVER_KINDS = ("usual", "small", "large", "long", "right", "left")  # the last two are what a resection has left
 LIVER_KIND_PROBABILITIES = (0.66, 0.1, 0.1, 0.06, 0.04, 0.04)
 
@@ -129,7 +129,7 @@ def _draw_wide_liver(
         concavity_mm=rng.uniform(0, 34),
         roughness_mm=rng.uniform(0.8, 3.4),
         nodules_mm=rng.uniform(1.2, 3.2) if rng.random() < (0.6 if kind == "small" else 0.1) else 0.0,
-        wall_gap_mm=rng.uniform(0.5, 4.0) if rng.random() < 0.85 else rng.uniform(4, 14),
+        wall_gap_mm=rng.uniform(-1.0, 3.0) if rng.random() < 0.85 else rng.uniform(4, 14),
         carved=tuple(carved),
     )
     return liver, gallbladder, kind
@@ -257,6 +257,8 @@ def draw_wide_patient(rng: np.random.Generator) -> Patient:
             shading_hu=rng.uniform(0, 8),
             liver_texture_hu=rng.uniform(0, 8),
             liver_kind=kind,
+            lining_mm=rng.uniform(0, 5) if rng.random() < 0.4 else 0.0,
+            marbling_hu=rng.uniform(0, 60) if rng.random() < 0.5 else 0.0,
             crowding=rng.uniform(-1.2, 0.8) if rng.random() < 0.55 else -np.inf,
         ),
         table=Table(
