@@ -104,10 +104,15 @@ class _PReLU(torch.autograd.Function):
         kept, slope = ctx.saved_tensors
         last = _last(kept)
         gradient = gradient.permute(0, 2, 3, 4, 1).reshape(last.shape)
-        where_positive = torch.ops.aten.threshold_backward(gradient, last, 0)
-        elsewhere = gradient - where_positive
-        of_input = torch.addcmul(where_positive, elsewhere, slope.to(kept.dtype).repeat(last.shape[-1] // len(slope)))
-        of_slopes = elsewhere.mul_(last).sum(dim=tuple(range(last.ndim - 1)), dtype=slope.dtype)
+        of_input = torch.empty(last.shape, dtype=gradient.dtype, device=gradient.device)
+        of_slopes = slope.new_zeros(last.shape[-1])
+        slopes = slope.to(kept.dtype).repeat(last.shape[-1] // len(slope))
+        pieces = (rows.split(max(PIECE // rows[0].numel(), 1)) for rows in (last, gradient, of_input))
+        for sign, piece, result in zip(*pieces, strict=True):
+            where_positive = torch.ops.aten.threshold_backward(piece, sign, 0)
+            elsewhere = piece - where_positive
+            torch.addcmul(where_positive, elsewhere, slopes, out=result)
+            of_slopes += elsewhere.mul_(sign).sum(dim=tuple(range(last.ndim - 1)), dtype=slope.dtype)
         of_slope = of_slopes.view(-1, len(slope)).sum(dim=0)
         batch, channels, *size = kept.shape
         of_input = of_input.reshape(batch, *size, channels).permute(0, 4, 1, 2, 3)

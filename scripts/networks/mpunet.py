@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from scripts.networks.layers import (
     pad_to_multiple,
     upsample,
 )
+from scripts.networks.slabs import CHECKPOINTED_SLAB_VOXELS, in_slabs, is_local
 
 
 class DecoderLevel(nn.Module):
@@ -238,36 +240,64 @@ class MPUNet(nn.Module):
                 checkpoint_activations(decoder, "convolve")
                 if decoder.gate is not None:
                     checkpoint_activations(decoder.gate)
+            if stage_norm is None:
+                finest = self.decoders[-1]
+                finest.convolve = partial(in_slabs, finest.convolve, slab_voxels=CHECKPOINTED_SLAB_VOXELS)
 
-    def encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def encode(self, x: Tensor, slabs: bool = False) -> tuple[list[Tensor], Tensor]:
         """Return the four skip tensors, coarse to fine, and the encoder's end (at 1/8, twice the last channels).
 
         Each level adds its own input; the first adds the image, one channel (the mean of several) to all of its own.
         """
         skips: list[Tensor] = []
         for level, (encoder, attention, down) in enumerate(zip(self.encoders, self.level_attentions, self.downs)):
-            x = encoder(x).add_(x.mean(dim=1, keepdim=True) if level == 0 else x)
+            encoded = encoder(x)
+            x = encoded.add_((x.mean(dim=1, keepdim=True) if level == 0 else x).to(encoded.dtype))
             if level > 0:
                 x = self.dropout(x)
             x = attention(x)
             if level < 4:
                 skips.insert(0, x)
-            x = down(x)
+            x = self.downsample_in_slabs(x) if level == 0 and slabs else down(x)
         return skips, x
+
+    @torch.jit.unused
+    def suits_slabs(self, image: Tensor) -> bool:
+        """Return whether the finest level is computed `in_slabs`: in evaluation on a CPU, where it pays."""
+        if self.training or torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return False
+        finest = (self.level_attentions[0], self.downs[0], self.ups[-1], self.decoders[-1], self.heads[-1])
+        return image.device.type == "cpu" and all(map(is_local, finest))
+
+    @torch.jit.unused
+    def downsample_in_slabs(self, x: Tensor) -> Tensor:
+        return in_slabs(self.downs[0], x)
+
+    @torch.jit.unused
+    def decode_in_slabs(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        up, decoder, head = self.ups[-1], self.decoders[-1], self.heads[-1]
+        return in_slabs(lambda x, skip: at_least_float32(head(decoder(up(x), [skip]))).contiguous(), x, skips.pop())
 
     def forward(self, image: Tensor) -> Tensor:
         x = pad_to_multiple(image, 8)
         size = x.shape[2:]
-        skips, x = self.encode(x)
+        slabs = False
+        if not torch.jit.is_scripting():
+            slabs = self.suits_slabs(x)
+        skips, x = self.encode(x, slabs)
 
         x = self.context(x)
         logits: list[Tensor] = []
         for up, decoder, head in zip(self.ups, self.decoders, self.heads):
-            x = up(x)
-            x = decoder(x, skips)
-            if len(skips) > 0:
-                x = self.dropout(x)
-            logits.insert(0, at_least_float32(head(x)).contiguous())  # contiguous: few channels are enlarged faster so
+            if slabs and len(skips) == 1:
+                logits.insert(0, self.decode_in_slabs(x, skips))
+            else:
+                x = up(x)
+                x = decoder(x, skips)
+                if len(skips) > 0:
+                    x = self.dropout(x)
+                # contiguous: few channels are enlarged faster so
+                logits.insert(0, at_least_float32(head(x)).contiguous())
         del x  # the largest tensor there is
 
         maps = [log_probabilities(upsample(coarse, size), image.shape[2:]) for coarse in logits]
