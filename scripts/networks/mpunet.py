@@ -121,7 +121,8 @@ class MPUNet(nn.Module):
         multi_scale: two-branch multi-scale blocks in the decoder (Eq. 14-17) instead of three convolutions.
         fusion_weights: fuse the maps with learned weights (Sec. 3.5) instead of by their mean.
         pyramid_pooling: fuse the maps by pyramid pooling with these bins (Sec. 3.5), such as (1, 2, 3, 6); empty: off.
-        checkpointing: train in less memory and more time: see `checkpoint_activations`. Not for TorchScript.
+        checkpointing: train in less memory and more time: see `checkpoint_activations`; the finest level in slabs, see
+            `in_slabs`. Not for TorchScript.
 
     Raises:
         ValueError: for other than five ``channels`` or ``elu_alpha``, for channels that ``attention_heads *

@@ -35,6 +35,8 @@ def in_slabs(function: Callable[..., Tensor], *inputs: Tensor, slab_voxels: int 
     finest = max(inputs, key=lambda x: x.shape[2])
     length = finest.shape[2]
     count = -(-finest[:, :1].numel() // (slab_voxels or SLAB_VOXELS))
+    if count == 1:
+        return function(*inputs)
     thickness = 2 * -(-length // (2 * count))
     results = []
     for start in range(0, length, thickness):
