@@ -13,8 +13,8 @@ NARROW = (8, 8, 8, 8, 16)
 
 @pytest.fixture
 def thin_slabs(monkeypatch):
-    """As if a slab had room for two planes of 8 × 8 voxels."""
-    monkeypatch.setattr(slabs, "SLAB_VOXELS", 2 * 8 * 8)
+    """As if a slab had room for eight planes of 8 × 8 voxels."""
+    monkeypatch.setattr(slabs, "SLAB_VOXELS", 8 * 8 * 8)
 
 
 def trained(**options):
@@ -52,8 +52,10 @@ def test_slabs_are_as_thin_as_is_asked_for(thin_slabs):
 
     x = torch.arange(24.0).view(1, 1, 24, 1, 1).expand(1, 1, 24, 8, 8)
     torch.testing.assert_close(in_slabs(function, x), x)
-    assert len(seen) == 12  # of two planes each
-    assert max(seen) == 2 + 2 * HALO
+    assert seen == [8 + HALO, HALO + 8 + HALO, HALO + 8]
+    seen.clear()
+    torch.testing.assert_close(in_slabs(function, x, slab_voxels=1), x)
+    assert seen == [8 + HALO, HALO + 8 + HALO, HALO + 8]  # no thinner
     seen.clear()
     in_slabs(function, x, slab_voxels=24 * 8 * 8)
     assert seen == [24]

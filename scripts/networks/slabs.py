@@ -16,8 +16,7 @@ _LOCAL = (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.ELU, nn.Identity, PR
 
 
 def is_local(module: nn.Module) -> bool:
-    """Return whether in evaluation each of the module's results depends on near voxels alone: no attention, no norm
-    but batch norm."""
+    """Return whether each result of ``module`` depends on near voxels alone: no attention, no norms but batch norm."""
     parts = list(module.modules())
     leaves = (part for part in parts if not list(part.children()))
     attends = any(isinstance(part, PositionAttention) for part in parts)
@@ -37,7 +36,7 @@ def in_slabs(function: Callable[..., Tensor], *inputs: Tensor, slab_voxels: int 
     count = -(-finest[:, :1].numel() // (slab_voxels or SLAB_VOXELS))
     if count == 1:
         return function(*inputs)
-    thickness = 2 * -(-length // (2 * count))
+    thickness = max(2 * -(-length // (2 * count)), 2 * HALO)  # of thinner ones most is halo
     results = []
     for start in range(0, length, thickness):
         stop = min(start + thickness, length)
