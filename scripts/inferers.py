@@ -1,9 +1,10 @@
 """How a network is run on an image or its windows."""
 
+import copy
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 COARSE_ZOOM = 0.5
 COARSE_PROBABILITY = 0.1  # of all but background, above which something may be there
+WINDOW_STEP = 16  # of the sizes of windows that fit an image
 NOTHING = 1e-6  # probability of the other classes in windows that are left out
 
 
@@ -116,6 +118,18 @@ def train_dropout_alone(network: nn.Module) -> None:
             module.train()
 
 
+def fit_windows(inferer: SlidingWindowInferer, size: Sequence[int]) -> SlidingWindowInferer:
+    """Return the inferer, with windows no larger than an image of ``size``, rounded up to `WINDOW_STEP` voxels.
+
+    What is missing of a larger window is air, and there may be more of it than a network has seen: a norm over the
+    window, or a network that knows crops by their edges, would then see another image.
+    """
+    roi_size = fall_back_tuple(inferer.roi_size, size)
+    fitted = copy.copy(inferer)
+    fitted.roi_size = [min(roi, -(-n // WINDOW_STEP) * WINDOW_STEP) for roi, n in zip(roi_size, size, strict=True)]
+    return fitted
+
+
 class DeviceInferer(Inferer):
     """Another inferer whose network runs as suits the image's device; what it returns is float32.
 
@@ -132,12 +146,14 @@ class DeviceInferer(Inferer):
     Args:
         inferer: MONAI's, such as ``SimpleInferer`` or ``SlidingWindowInferer``.
         amp: automatic mixed precision.
+        fit_windows: of a sliding window, see `fit_windows`; not for a network that takes one size alone.
     """
 
-    def __init__(self, inferer: Inferer, amp: bool = True):
+    def __init__(self, inferer: Inferer, amp: bool = True, fit_windows: bool = True):
         super().__init__()
         self.inferer = inferer
         self.amp = amp
+        self.fit_windows = fit_windows
         self.device: torch.device | None = None  # other than the image's
         self.in_full_precision: dict[tuple, bool] = {}  # by network and shape: whether it is trained so
 
@@ -212,4 +228,7 @@ class DeviceInferer(Inferer):
             with torch.autocast(image.device.type, dtype=dtype, enabled=not full):
                 return network(image, *args, **kwargs).float()
 
-        return self.inferer(inputs, predict, *args, **kwargs)
+        inferer = self.inferer
+        if self.fit_windows and isinstance(inferer, SlidingWindowInferer):
+            inferer = fit_windows(inferer, inputs.shape[2:])
+        return inferer(inputs, predict, *args, **kwargs)

@@ -239,3 +239,25 @@ def test_a_network_in_training_that_is_asked_for_a_mask_has_its_dropout_on_and_n
     first, second, expected = results[0.5]
     assert first.shape == expected.shape  # the fused map alone
     assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize(
+    "size, fits, seen",
+    [
+        ((40, 20, 10), True, {(32, 32, 16)}),  # no more air than up to the next 16
+        ((40, 20, 10), False, {(32, 32, 48)}),
+        ((64, 64, 64), True, {(32, 32, 48)}),
+    ],
+)
+def test_windows_are_no_larger_than_the_image_needs(size, fits, seen):
+    shapes = set()
+
+    def network(windows):
+        shapes.add(tuple(windows.shape[2:]))
+        return windows
+
+    image = torch.randn(1, 1, *size)
+    inferer = SlidingWindowInferer(roi_size=(32, 32, 48), cval=-1)
+    torch.testing.assert_close(DeviceInferer(inferer, amp=False, fit_windows=fits)(image, network), image)
+    assert shapes == seen
+    assert inferer.roi_size == (32, 32, 48)
