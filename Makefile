@@ -41,7 +41,7 @@ $(VENV)/installed: requirements.txt requirements-dicom.txt requirements-test.txt
 	touch $@
 
 demo: venv
-	$(RUN) -m scripts.phantom --output_dir $(DEMO)/scan --cases 1 --seed 15 --variety wide --spacing_mm 1.5
+	$(RUN) -m scripts.phantom --output_dir $(DEMO)/scan --cases 1 --seed 10 --variety wide --spacing_mm 1.5
 	$(BUNDLE) --config_file configs/inference.json --dataset_dir $(DEMO)/scan/volume-0.nii.gz --output_dir $(DEMO)/mask
 	@echo
 	@echo "The mask of a scan that nobody has:  $(DEMO)/mask/volume-0_seg.nii.gz, its millilitres in volumes.csv"
