@@ -27,6 +27,10 @@ def test_there_is_no_half_precision_on_devices_that_nobody_tried():
     assert half_precision("meta") is None
 
 
+BFLOAT16 = "import scripts.devices as devices\ndevices.half_precision = lambda device: torch.bfloat16\n"
+FLOAT32 = "import scripts.devices as devices\ndevices.half_precision = lambda device: None\n"
+
+
 def faults(numbers: int, call: str = "") -> int:
     """Return the pages that a process gets from the system while it takes and frees some float32 numbers ten times."""
     program = (
@@ -56,7 +60,9 @@ def faults(numbers: int, call: str = "") -> int:
     [
         ("keep_freed_memory()", 64),
         ("keep_freed_memory(16)", 8),
-        ("keep_freed_memory_in_training(nn.Identity())", 24),
+        (f"{BFLOAT16}keep_freed_memory_in_training(nn.Identity())", 24),
+        (f"{BFLOAT16}keep_freed_memory_in_training(nn.Identity(), amp=False)", 64),
+        (f"{FLOAT32}keep_freed_memory_in_training(nn.Identity())", 64),
         ("keep_freed_memory_in_training(MPUNet(channels=(8, 8, 8, 8, 8), checkpointing=True))", 0),
     ],
 )

@@ -43,7 +43,7 @@ def make_inferer(setting: str, trained: nn.Module | None = None) -> Inferer:
     if trained is None:
         keep_freed_memory()
     else:
-        keep_freed_memory_in_training(trained)
+        keep_freed_memory_in_training(trained, amp)
     return DeviceInferer(SimpleInferer(), amp=amp)
 
 
