@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from scripts.convert_released_weights import convert_state_dict
-from scripts.networks import AttentionGate, MPUNet, PositionAttention, UNet, fuse_log_probabilities, pad_to_multiple
+from scripts.networks import (
+    AttentionGate,
+    MPUNet,
+    PositionAttention,
+    UNet,
+    fuse_log_probabilities,
+    layers,
+    pad_to_multiple,
+)
 from scripts.networks.layers import (
     Downsampling,
     InstanceNorm,
@@ -178,6 +186,8 @@ def test_attention_gate_equals_its_equation():
         inner = torch.relu(project(gate.project_x, x) + project(gate.project_gate, g))
         expected = x * torch.sigmoid(project(gate.coefficient, inner))
         torch.testing.assert_close(gate(x, g), expected)
+        assert gate(x, g, in_place=True) is x
+        torch.testing.assert_close(x, expected)
 
 
 def test_several_input_channels_add_their_mean_to_the_first_level():
@@ -265,6 +275,19 @@ def test_max_pooling_and_its_gradient_are_pytorch_s(size):
     (gradient,) = torch.autograd.grad((result * weights).sum(), image)
     (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), image)
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("order", [torch.channels_last_3d, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_max_pooling_is_the_same_piece_by_piece(monkeypatch, dtype, order):
+    torch.manual_seed(0)
+    image = torch.randint(9, (2, 3, 6, 5, 4)).to(dtype).contiguous(memory_format=order).requires_grad_()
+    weights = torch.randn(2, 3, 6, 5, 4, dtype=dtype)
+    (whole,) = torch.autograd.grad((MaxPool()(image) * weights).sum(), image)
+    monkeypatch.setattr(layers, "PIECE", 50)
+    (in_pieces,) = torch.autograd.grad((MaxPool()(image) * weights).sum(), image)
+    assert torch.equal(in_pieces, whole)
+    torch.testing.assert_close(whole.sum(), weights.sum(), rtol=0, atol=0.5 if dtype == torch.bfloat16 else 1e-4)
 
 
 def kept_bytes(module, *inputs):

@@ -30,7 +30,7 @@ class PositionAttention(nn.Module):
     release's: one head, scores that are plain products of queries and keys (Eq. 8), which have C / 8 channels.
 
     The N × N matrix of N = H·W·D positions is never stored: attention is fused. Fused kernels want queries, keys and
-    values of one width, so each head's values are split into parts as wide as its keys, which share their scores.
+    values of one width, so queries and keys are padded with zeros, which leaves their products as they are.
 
     Args:
         channels: C; ``heads * reduction`` must divide it.
@@ -70,17 +70,17 @@ class PositionAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def split_heads(self, projected: Tensor) -> Tensor:
-        """Turn ``(B, parts · width, H, W, D)`` into ``(B, parts, N, width)``, contiguous as fused kernels want it."""
-        return projected.flatten(2).unflatten(1, (-1, self.width)).transpose(2, 3).contiguous()
+        """Turn ``(B, heads · width, H, W, D)`` into ``(B, heads, N, width)``, contiguous as fused kernels want it."""
+        return projected.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
 
-    def share(self, heads: Tensor) -> Tensor:
-        """Repeat each of ``(B, heads, N, width)`` for the parts of its values: ``(B, heads · reduction, N, width)``."""
-        return heads.unsqueeze(2).expand(-1, -1, self.reduction, -1, -1).flatten(1, 2)
+    def widen(self, heads: Tensor) -> Tensor:
+        """Pad queries or keys ``(B, heads, N, width)`` with zeros to the width of the values."""
+        return F.pad(heads, [0, (self.reduction - 1) * self.width])
 
     def attend(self, x: Tensor, source: Tensor) -> Tensor:
         """Return ``x`` plus what its positions find in ``source``, ``(B, source_channels, ...)`` of any size."""
         source = pool_positions(source, self.max_keys)
-        query, key = self.share(self.split_heads(self.query(x))), self.share(self.split_heads(self.key(source)))
+        query, key = self.widen(self.split_heads(self.query(x))), self.widen(self.split_heads(self.key(source)))
         value = self.split_heads(self.value(source))
         attended = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         return self.gamma * self.projection(attended.transpose(2, 3).reshape(x.shape)) + x
@@ -138,7 +138,8 @@ class PatchSequence(nn.Module):
 class AttentionGate(nn.Module):
     """Attention gate (Sec. 3.3.1, Eq. 10-12; Attention U-Net): one coefficient per voxel, from ``x`` and a gate signal.
 
-    ``x`` and ``gate`` are ``(B, C, H, W, D)`` of one shape; so is the result, ``x`` scaled by a coefficient in [0, 1].
+    ``x`` and ``gate`` are ``(B, C, H, W, D)`` of one shape; so is the result, ``x`` scaled by a coefficient in [0, 1],
+    which may be written in its place.
     """
 
     def __init__(self, channels: int, norm: str | tuple):
@@ -152,7 +153,7 @@ class AttentionGate(nn.Module):
     def _projection(in_channels: int, out_channels: int, norm: str | tuple) -> nn.Sequential:
         return nn.Sequential(nn.Conv3d(in_channels, out_channels, 1), get_norm(norm, out_channels))
 
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor, in_place: bool = False) -> Tensor:
         coefficient = self.project_x(x).add_(self.project_gate(gate))
         coefficient = torch.sigmoid(self.coefficient(coefficient.relu_()))
-        return x * coefficient
+        return x.mul_(coefficient) if in_place else x * coefficient

@@ -197,39 +197,64 @@ def convolution_stage(
     return nn.Sequential(*layers)
 
 
-class _Maximum(torch.autograd.Function):
-    """The larger one of each two numbers, whose gradient it gets; of equal ones it is the first.
+def _share(gradient: Tensor, x: Tensor, axis: int, of_x: Tensor) -> None:
+    """Write the gradient of ``x`` from that of each two neighbours' maximum: the larger one has it, or the first."""
+    length = x.shape[axis] - 1
+    first, second = x.narrow(axis, 0, length), x.narrow(axis, 1, length)
+    of_second = torch.ops.aten.threshold_backward(gradient, second - first, 0)
+    torch.sub(gradient, of_second, out=of_x.narrow(axis, 0, length))
+    of_x.narrow(axis, length, 1).zero_()
+    of_x.narrow(axis, 1, length).add_(of_second)
 
-    PyTorch's gradient halves that of equal ones, by masks that are not vectorised.
+
+def _max_of_three(x: Tensor, axis: int) -> Tensor:
+    """Return each voxel's maximum over itself and its two neighbours along an axis."""
+    length = x.shape[axis]
+    pairs = torch.maximum(x.narrow(axis, 0, length - 1), x.narrow(axis, 1, length - 1))
+    inner = torch.maximum(pairs.narrow(axis, 0, length - 2), pairs.narrow(axis, 1, length - 2))
+    return torch.cat([pairs.narrow(axis, 0, 1), inner, pairs.narrow(axis, length - 2, 1)], dim=axis)
+
+
+class _MaxOfThree(torch.autograd.Function):
+    """`_max_of_three`, whose gradient one voxel has, also of several equal ones.
+
+    PyTorch's gradient of the maximum halves that of equal ones, by masks that are not vectorised; and that of a slice
+    is as large as the whole.
     """
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
-        ctx.save_for_backward(first, second)
-        return torch.maximum(first, second)
+    def forward(ctx: Any, x: Tensor, axis: int) -> Tensor:
+        ctx.axis = axis
+        ctx.save_for_backward(x)
+        return _max_of_three(x, axis)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = ctx.saved_tensors
-        of_second = torch.ops.aten.threshold_backward(gradient, second - first, 0)
-        return gradient - of_second, of_second
-
-
-def maximum(first: Tensor, second: Tensor) -> Tensor:
-    """Return ``torch.maximum`` of both, whose gradient takes a fraction of the time and of the memory."""
-    if not torch.jit.is_scripting() and first.requires_grad:
-        return _Maximum.apply(first, second)
-    return torch.maximum(first, second)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,), axis = ctx.saved_tensors, ctx.axis
+        of_x = torch.empty_like(x)
+        across = 3 if axis == 2 else 2  # an axis along which nothing is pooled
+        thickness = max(PIECE * x.shape[across] // x.numel(), 1)
+        for pieces in zip(*(part.split(thickness, dim=across) for part in (x, gradient, of_x)), strict=True):
+            piece, of_maxima, result = pieces
+            length = piece.shape[axis]
+            pairs = torch.maximum(piece.narrow(axis, 0, length - 1), piece.narrow(axis, 1, length - 1))
+            of_pairs = torch.zeros_like(pairs)
+            if length > 2:
+                _share(of_maxima.narrow(axis, 1, length - 2), pairs, axis, of_pairs)
+            of_pairs.narrow(axis, 0, 1).add_(of_maxima.narrow(axis, 0, 1))
+            of_pairs.narrow(axis, length - 2, 1).add_(of_maxima.narrow(axis, length - 1, 1))
+            _share(of_pairs, piece, axis, result)
+        return of_x, None
 
 
 def max_pool(x: Tensor) -> Tensor:
     """Return each voxel's maximum over its 3 × 3 × 3 neighbours, axis by axis; ``(B, C, H, W, D)`` in and out."""
     for axis in range(2, 5):
-        length = x.shape[axis]
-        if length > 1:
-            pairs = maximum(x.narrow(axis, 0, length - 1), x.narrow(axis, 1, length - 1))
-            inner = maximum(pairs.narrow(axis, 0, length - 2), pairs.narrow(axis, 1, length - 2))
-            x = torch.cat([pairs.narrow(axis, 0, 1), inner, pairs.narrow(axis, length - 2, 1)], dim=axis)
+        if x.shape[axis] > 1:
+            if not torch.jit.is_scripting() and x.requires_grad:
+                x = _MaxOfThree.apply(x, axis)
+            else:
+                x = _max_of_three(x, axis)
     return x
 
 

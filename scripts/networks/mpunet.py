@@ -80,7 +80,7 @@ class DecoderLevel(nn.Module):
         if self.cross_attention is not None:
             residual = self.cross_attention(residual, skips[0])
         x = self.convolve(residual, skips.pop(0))
-        return x if self.gate is None else self.gate(x, residual)
+        return x if self.gate is None else self.gate(x, residual, not torch.is_grad_enabled())
 
 
 class MPUNet(nn.Module):
@@ -253,7 +253,9 @@ class MPUNet(nn.Module):
         skips: list[Tensor] = []
         for level, (encoder, attention, down) in enumerate(zip(self.encoders, self.level_attentions, self.downs)):
             encoded = encoder(x)
-            x = encoded.add_((x.mean(dim=1, keepdim=True) if level == 0 else x).to(encoded.dtype))
+            if level == 0:  # in all channels first: numbers of different strides are added slowly
+                x = torch.empty_like(encoded).copy_(x.mean(dim=1, keepdim=True).to(encoded.dtype))
+            x = encoded.add_(x.to(encoded.dtype))
             if level > 0:
                 x = self.dropout(x)
             x = attention(x)

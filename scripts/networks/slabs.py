@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from scripts.networks.attention import PositionAttention
 from scripts.networks.layers import MaxPool, PReLU
 
-SLAB_VOXELS = 2**20  # about as many as one slab has in evaluation
-CHECKPOINTED_SLAB_VOXELS = 2**18  # and where a slab's activations are computed again for its gradient
+SLAB_VOXELS = 2**20  # one slab has as many in evaluation, and less than twice as many
+CHECKPOINTED_SLAB_VOXELS = 3 * 2**16  # and where a slab's activations are computed again for its gradient
 HALO = 4  # voxels beyond a slab that its result may depend on: three 3×3×3 convolutions, or a multi-scale block
 
 _LOCAL = (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.ELU, nn.Identity, PReLU, MaxPool)
@@ -29,12 +29,12 @@ def in_slabs(function: Callable[..., Tensor], *inputs: Tensor, slab_voxels: int 
     Args:
         function: of ``(B, C, H, W, D)`` tensors, local, to one such; of other inputs of the same proportions too.
         inputs: whose sizes are 1 or 1/2 of the largest, which 8 divides, as the result's is.
-        slab_voxels: about as many as one slab has; None: `SLAB_VOXELS`.
+        slab_voxels: as many as one slab has, and less than twice as many; None: `SLAB_VOXELS`.
     """
     finest = max(inputs, key=lambda x: x.shape[2])
     length = finest.shape[2]
-    count = -(-finest[:, :1].numel() // (slab_voxels or SLAB_VOXELS))
-    if count == 1:
+    count = finest[:, :1].numel() // (slab_voxels or SLAB_VOXELS)
+    if count < 2:
         return function(*inputs)
     thickness = max(2 * -(-length // (2 * count)), 2 * HALO)  # of thinner ones most is halo
     results = []
