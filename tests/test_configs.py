@@ -24,6 +24,7 @@ OVERLAYS = {  # overlay → the configs it lies over
     "released": ["inference", "train"],
     "demo": ["train", "inference"],
     "pretrain": ["train"],
+    "pretrain_gpu": ["train"],
     "finetune": ["train"],
     "warmup": ["train"],
     "multi_gpu_train": ["train"],
@@ -41,7 +42,8 @@ TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_d
 }  # fmt: skip
 FINISHING = ("largest_component", "tumor_inside_liver", "min_island_mm3", "fill_holes")
 NEW_KEYS = {
-    "pretrain": {"ema", "ema_momentum", "run_state::averaged"},
+    "pretrain": {"ema", "ema_momentum", "run_state::averaged", "train::trainer::prepare_batch"},
+    "pretrain_gpu": {"patients_per_epoch", "train::patient", "train::plain"},
     "finetune": {"freeze_encoder", "frozen_layers"},
     "warmup": {"warmup_epochs"},
     "multi_gpu_train": {"validate::dataloader::sampler", "train::dataloader::sampler", "finalize"},

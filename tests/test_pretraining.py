@@ -5,10 +5,14 @@ import json
 import nibabel as nib
 import numpy as np
 import torch
+from monai.bundle import ConfigParser
 
 from scripts.data import SECTIONS, make_datalist
+from scripts.phantom.drawing import RandPhantomd
 from scripts.phantom.pool import FIRST_SEEDS, write_pool
+from scripts.phantom.scan import make_wide_phantom
 from scripts.phantom.write import write_phantoms
+from tests import ROOT
 from tests.test_workflows import run_bundle
 
 SMALL = {
@@ -54,3 +58,40 @@ def test_weights_are_averaged_and_inference_needs_nothing_but_them(tmp_path):
     run_bundle("inference", dataset_dir=str(scan), output_dir=str(tmp_path / "out"), ckpt_path=str(path), device="cpu")
     mask, image = nib.load(tmp_path / "out/volume-0_seg.nii.gz"), nib.load(scan)
     assert mask.shape == image.shape
+
+
+def test_each_drawn_patient_is_another_and_the_same_again_from_the_same_seed():
+    draw = RandPhantomd(["image", "label"], (9.0, 9.0, 9.0))
+    first, second, third = (
+        draw.set_random_state(seed)({"case": 1}) if seed is not None else draw({"case": 1}) for seed in (3, None, 3)
+    )
+    assert first["case"] == 1
+    assert torch.equal(first["image"], third["image"])
+    assert first["image"].shape != second["image"].shape or not torch.equal(first["image"], second["image"])
+    seed = int(np.random.RandomState(3).randint(2**63 - 1, dtype=np.int64))
+    phantom = make_wide_phantom(seed, (9.0, 9.0, 9.0), reorient=False)
+    assert np.array_equal(first["image"][0].numpy(), phantom.image)
+    assert np.array_equal(first["label"][0].numpy(), phantom.label)
+    assert np.array_equal(first["image"].affine.numpy(), phantom.affine)
+
+
+def test_a_training_that_draws_its_patients_reads_no_training_case(tmp_path):
+    cases, path = tmp_path / "cases", tmp_path / "weights.pt"
+    write_pool(cases, training=1, validation=1, test=1, spacing_mm=9.0)
+    knobs = {"network_def::channels": [4, 4, 8, 8, 8], "patients_per_epoch": 2, "crops_per_scan": 3, "num_workers": 1}
+    settings = SMALL | knobs | {"dataset_dir": str(cases), "output_dir": str(tmp_path / "run"), "ckpt_path": str(path)}
+    configs = [str(ROOT / f"configs/{name}.json") for name in ("train", "pretrain", "pretrain_gpu")]
+    run_bundle("train", "pretrain", "pretrain_gpu", **settings)
+    assert path.is_file()
+    table = np.genfromtxt(tmp_path / "run/training.csv", delimiter=",", names=True)
+    assert table.dtype.names == ("epoch", "seconds", "learning_rate", "loss")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["data"]["training"] == [{}, {}]
+
+    config = ConfigParser(ConfigParser.load_config_files(configs) | settings | {"bundle_root": str(ROOT)})
+    left_out = config.get("train::deterministic_transforms")[:2]
+    assert [transform["_target_"] for transform in left_out] == ["LoadImaged", "EnsureChannelFirstd"]
+    crops = config.get_parsed_content("train::dataset")[0]
+    assert len(crops) == 3
+    assert crops[0]["image"].shape == crops[0]["label"].shape == (1, 32, 32, 16)
+    assert -1 <= float(crops[0]["image"].min()) < float(crops[0]["image"].max()) <= 1

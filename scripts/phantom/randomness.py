@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scripts.phantom.arrays import multiply
+
 
 def uniform(rng: np.random.Generator, *bounds: tuple[float, float]) -> tuple[float, ...]:
     return tuple(rng.uniform(low, high) for low, high in bounds)
@@ -24,9 +26,9 @@ class SmoothField:
     def on_grid(self, axes_mm: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
         """Values (X, Y, Z) float32 on the rectilinear grid with the coordinates ``axes_mm``."""
         wx, wy, wz = (self._weights(axis) for axis in axes_mm)
-        values = np.tensordot(wz, self.lattice, (1, 2))  # (Z, x, y)
-        values = np.tensordot(wx, values, (1, 1))  # (X, Z, y)
-        return np.ascontiguousarray((wy @ values.transpose(0, 2, 1)).astype(np.float32, copy=False))
+        values = multiply(wx, self.lattice.astype(np.float32))  # (X, y, z)
+        values = multiply(values.swapaxes(1, 2), wy.T)  # (X, z, Y)
+        return multiply(values.swapaxes(1, 2), wz.T)
 
     def _weights(self, axis_mm: np.ndarray) -> np.ndarray:
         nodes = len(self.lattice)

@@ -3,6 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
+from scripts.phantom.arrays import multiply
 from scripts.phantom.patient import WideScan
 
 AIR_HU, METAL_HU, SOFT_HU, BONE_HU = -1000.0, 2900.0, -200.0, 350.0
@@ -23,7 +24,8 @@ def acquire(
         rng: of the noise.
     """
     down, up = slice_weights(image.shape[2], spacing[2], scan.thickness_mm, scan.thickness_mm * scan.increment)
-    slices = image @ down.T if len(down) < image.shape[2] or scan.thickness_mm > spacing[2] else image.copy()
+    averaged = len(down) < image.shape[2] or scan.thickness_mm > spacing[2]
+    slices = multiply(image, down.T) if averaged else image.copy()
     for axis in (0, 1):
         ndimage.gaussian_filter1d(
             slices, scan.blur_mm / spacing[axis] / 2, axis=axis, output=slices, mode="nearest", truncate=3
@@ -40,7 +42,7 @@ def acquire(
     for share in scan.metal:
         _add_metal(slices, share, spacing, rng)
     slices += _draw_noise(slices.shape, scan, spacing, rng)
-    return slices @ up.T
+    return multiply(slices, up.T)
 
 
 def slice_weights(
@@ -74,9 +76,7 @@ def _draw_noise(
     if scan.streaks:
         nodes, columns = np.arange(8), np.linspace(0, 7, shape[0])
         fade = np.stack([np.interp(columns, nodes, node) for node in np.eye(8)], axis=1).astype(np.float32)
-        noise += (scan.noise_hu * scan.streaks) * np.tensordot(
-            fade, rng.standard_normal((8, *shape[1:]), dtype=np.float32), 1
-        )
+        noise += (scan.noise_hu * scan.streaks) * multiply(fade, rng.standard_normal((8, *shape[1:]), dtype=np.float32))
     x, y = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape[:2])
     noise *= (1.25 - 0.5 * np.clip(x[:, None] ** 2 + y**2, 0, 1))[..., None]
     return noise

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from scripts.errors import InputError
@@ -75,7 +76,8 @@ def find_case_seed(seed: int, case: int) -> int:
 def _map_in_processes(
     write: Callable[[int], tuple[Path, Path]], cases: int, processes: int
 ) -> Iterator[tuple[Path, Path]]:
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as executor:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as executor:
         yield from executor.map(write, range(cases))
 
 
