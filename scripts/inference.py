@@ -24,7 +24,7 @@ from monai.data import (
 )
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import LoadImage, LoadImaged
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, convert_to_numpy
 from tqdm import tqdm
 
 from scripts.cases import find_grid_errors, find_hu_errors
@@ -314,7 +314,7 @@ class GridWriter(NibabelWriter):
             if self.source_header is None:
                 super().write(temporary, verbose=verbose, **kwargs)
             else:
-                data = np.asarray(self.data_obj, dtype=self.output_dtype)
+                data = convert_to_numpy(self.data_obj).astype(self.output_dtype)
                 header = self.source_header.copy()
                 header.set_data_dtype(data.dtype)
                 header.set_slope_inter(1, 0)

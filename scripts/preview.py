@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from monai.utils import convert_to_numpy
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
@@ -75,7 +76,7 @@ def draw_preview(
     """
     reference = np.zeros(np.shape(mask)) if reference is None else reference
     image, spacing_mm = to_ras(np.asarray(image, dtype=np.float32), np.asarray(affine))
-    mask, reference = (to_ras(np.asarray(m, dtype=np.uint8), np.asarray(affine))[0] for m in (mask, reference))
+    mask, reference = (to_ras(convert_to_numpy(m, np.uint8), np.asarray(affine))[0] for m in (mask, reference))
     box = _body_box(image)
     image, mask, reference = image[box], mask[box], reference[box]
     center = middle_of((mask == mask.max()) & (mask > 0))

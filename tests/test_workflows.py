@@ -202,6 +202,23 @@ def infer_with(trained, dataset_dir, output_dir, **overrides):
     run_bundle("inference", dataset_dir=str(dataset_dir), output_dir=str(output_dir), **knobs, **overrides)
 
 
+def test_no_mask_is_converted_in_a_way_that_one_on_a_gpu_refuses(trained, phantoms, tmp_path, monkeypatch):
+    convert = torch.Tensor.__array__
+
+    def refuse(tensor, *args, **kwargs):
+        if tensor.dtype == torch.uint8 and tensor.ndim >= 3:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        return convert(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "__array__", refuse)
+    with pytest.raises(TypeError, match="cuda:0"):
+        np.asarray(torch.zeros(2, 2, 2, dtype=torch.uint8))
+    infer_with(trained, phantoms / "volume-0.nii.gz", tmp_path)
+    assert {"volume-0_seg.nii.gz", "volume-0_seg.png", "volumes.csv"} <= set(os.listdir(tmp_path))
+    run_bundle("train", "evaluate", **trained, evaluation_dir=str(tmp_path / "result"), save_predictions=True)
+    assert len(list((tmp_path / "result/predictions").glob("*_seg.nii.gz"))) == 1
+
+
 def test_a_label_stored_with_other_axes_is_evaluated_on_its_image(trained, phantoms, tmp_path):
     (tmp_path / "turned").mkdir()
     for path in phantoms.iterdir():
