@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import generate_spatial_bounding_box
-from monai.utils import convert_to_tensor, fall_back_tuple
+from monai.utils import convert_to_tensor, ensure_tuple_rep, fall_back_tuple
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 COARSE_ZOOM = 0.5
 COARSE_PROBABILITY = 0.1  # of all but background, above which something may be there
 WINDOW_STEP = 16  # of the sizes of windows that fit an image
+SHRINKAGE = 1 / 8  # of windows of which there are several
 NOTHING = 1e-6  # probability of the other classes in windows that are left out
 
 
@@ -119,22 +120,35 @@ def train_dropout_alone(network: nn.Module) -> None:
 
 
 def fit_windows(inferer: SlidingWindowInferer, size: Sequence[int]) -> SlidingWindowInferer:
-    """Return the inferer, with windows no larger than an image of ``size``, rounded up to `WINDOW_STEP` voxels.
+    """Return the inferer, with windows no larger than an image of ``size`` needs, in steps of `WINDOW_STEP` voxels.
 
-    What is missing of a larger window is air, and there may be more of it than a network has seen: a norm over the
-    window, or a network that knows crops by their edges, would then see another image.
+    What is missing of a window larger than the image is air, and there may be more of it than a network has seen: a
+    norm over the window, or a network that knows crops by their edges, would then see another image. Where there are
+    several along an axis, they are up to `SHRINKAGE` smaller if that takes no more of them: the last one overlaps less.
     """
-    roi_size = fall_back_tuple(inferer.roi_size, size)
     fitted = copy.copy(inferer)
-    fitted.roi_size = [min(roi, -(-n // WINDOW_STEP) * WINDOW_STEP) for roi, n in zip(roi_size, size, strict=True)]
+    axes = zip(fall_back_tuple(inferer.roi_size, size), size, ensure_tuple_rep(inferer.overlap, len(size)), strict=True)
+    fitted.roi_size = [_fit_window(*axis) for axis in axes]
     return fitted
+
+
+def _fit_window(roi: int, size: int, overlap: float) -> int:
+    """Return the size along an axis of windows that fit an image of ``size``; see `fit_windows`."""
+
+    def step(window: int) -> int:
+        return max(int(window * (1 - overlap)), 1)
+
+    others = max(-(-(size - roi) // step(roi)), 0)
+    smallest = (1 - SHRINKAGE) * roi if others else 0
+    sizes = range(WINDOW_STEP, roi, WINDOW_STEP)
+    return next((window for window in sizes if window >= smallest and window + others * step(window) >= size), roi)
 
 
 class DeviceInferer(Inferer):
     """Another inferer whose network runs as suits the image's device; what it returns is float32.
 
-    With ``amp`` it computes in `half_precision`, where the device has that. On the CPU weights and image are laid out
-    channels last (``torch.channels_last_3d``), for which PyTorch has the faster convolutions; values stay the same.
+    With ``amp`` it computes in `half_precision`, where the device has that. On the CPU, and in half precision, weights
+    and image are laid out channels last (``torch.channels_last_3d``), for which there are the faster convolutions.
     A network is trained in float32 on a CPU if it `convolves_pairs_of_slices` of images of that size.
 
     A network in evaluation sees one of the windows that hold nothing but air (or any one number): its answer is theirs.
@@ -200,14 +214,15 @@ class DeviceInferer(Inferer):
 
     def _infer(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         on_cpu = inputs.device.type == "cpu"
+        dtype = half_precision(inputs.device) if self.amp else None
+        channels_last = on_cpu or dtype is not None
         if isinstance(network, nn.Module):
             if self.device is not None:
                 network.to(self.device)
-            if on_cpu:
+            if channels_last:
                 network.to(memory_format=torch.channels_last_3d)
             if network.training and isinstance(self.inferer, SlidingWindowInferer) and not torch.is_grad_enabled():
                 train_dropout_alone(network)
-        dtype = half_precision(inputs.device) if self.amp else None
         is_same_again = isinstance(network, nn.Module) and not network.training
         answers: dict[tuple, Tensor] = {}  # by number and shape, to windows of one number
 
@@ -222,7 +237,7 @@ class DeviceInferer(Inferer):
             return answers[key].clone()  # what uses it may write on it
 
         def run(image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if on_cpu:
+            if channels_last:
                 image = image.contiguous(memory_format=torch.channels_last_3d)
             full = dtype is None or (on_cpu and torch.is_grad_enabled() and self._needs_full_precision(network, image))
             with torch.autocast(image.device.type, dtype=dtype, enabled=not full):

@@ -242,6 +242,24 @@ def test_a_network_in_training_that_is_asked_for_a_mask_has_its_dropout_on_and_n
 
 
 @pytest.mark.parametrize(
+    "roi, size, overlap, fitted",
+    [
+        (128, 10, 0.25, 16),  # one window: as small as the image
+        (128, 128, 0.25, 128),
+        (128, 186, 0.25, 112),  # 112 + 84 are enough, and 112 is an eighth less than 128
+        (128, 238, 0.25, 112),  # 96 + 72 + 72 would be enough too
+        (128, 220, 0.25, 128),  # two of 128 reach 224, of 112 only 196
+        (96, 140, 0.25, 96),  # 80 + 60 would be enough, but is a sixth less
+        (48, 96, 0.5, 48),
+        (40, 39, 0.25, 40),
+    ],
+)
+def test_windows_are_up_to_an_eighth_smaller_where_no_more_of_them_are_needed(roi, size, overlap, fitted):
+    inferer = SlidingWindowInferer(roi_size=(roi, 16, 16), overlap=(overlap, 0.0, 0.0))
+    assert inferers.fit_windows(inferer, (size, 16, 16)).roi_size == [fitted, 16, 16]
+
+
+@pytest.mark.parametrize(
     "size, fits, seen",
     [
         ((40, 20, 10), True, {(32, 32, 16)}),  # no more air than up to the next 16

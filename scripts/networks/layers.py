@@ -262,10 +262,12 @@ class MaxPool(nn.Module):
     """Max-pooling 3 with stride 1, as ``nn.MaxPool3d(3, stride=1, padding=1)``.
 
     On the CPU PyTorch's own computes in float32 and stores an index of eight bytes for every voxel; this does neither.
-    Where several voxels share the maximum, one of them has the gradient.
+    Where several voxels share the maximum, one of them has the gradient. On a GPU it is PyTorch's.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cuda":
+            return F.max_pool3d(x, 3, stride=1, padding=1)
         return max_pool(x)
 
 
