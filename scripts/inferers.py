@@ -1,7 +1,6 @@
 """How a network is run on an image or its windows."""
 
 import copy
-import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -33,19 +32,23 @@ class CoarseToFineInferer(SlidingWindowInferer):
 
     The network first sees the image at half the resolution. Windows that touch the box of all that may be there by
     that, and ``margin`` voxels around it, are run as they always are: inside the box the result is the same to the
-    bit. All are run if the coarse pass finds nothing, and if the fine one finds something at the box's faces or
+    bit. The others are run too if either pass finds nothing, and if the fine one finds something at the box's faces or
     outside it, where it may go on.
 
     Args:
         coarse_pass: whether windows are left out.
         margin: voxels.
+        fit_windows: of the coarse pass, see `fit_windows`.
         kwargs: of `SlidingWindowInferer`.
     """
 
-    def __init__(self, *args: Any, coarse_pass: bool = False, margin: int = 16, **kwargs: Any):
+    def __init__(
+        self, *args: Any, coarse_pass: bool = False, margin: int = 16, fit_windows: bool = True, **kwargs: Any
+    ):
         super().__init__(*args, with_coord=True, **kwargs)
         self.coarse_pass = coarse_pass
         self.margin = margin
+        self.fit_windows = fit_windows
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the network's log-probabilities ``(B, C, H, W, D)`` of ``inputs`` ``(B, C, H, W, D)``."""
@@ -53,16 +56,16 @@ class CoarseToFineInferer(SlidingWindowInferer):
         def run_all(windows: Tensor, places: list, *args: Any, **kwargs: Any) -> Tensor:
             return network(windows, *args, **kwargs)
 
-        everywhere = functools.partial(super().__call__, inputs, run_all, *args, **kwargs)
+        size = inputs.shape[2:]
         if not self.coarse_pass:
-            return everywhere()
+            return super().__call__(inputs, run_all, *args, **kwargs)
         small = functional.interpolate(convert_to_tensor(inputs), scale_factor=COARSE_ZOOM, mode="trilinear")
-        coarse = super().__call__(small, run_all, *args, **kwargs)
+        fitted = fit_windows(self, small.shape[2:]) if self.fit_windows else self
+        coarse = super(CoarseToFineInferer, fitted).__call__(small, run_all, *args, **kwargs)
         background = coarse.softmax(dim=1)[:, 0]
         first, end = generate_spatial_bounding_box(background, lambda p: p < 1 - COARSE_PROBABILITY)
         if not any(end):
-            return everywhere()
-        size = inputs.shape[2:]
+            return super().__call__(inputs, run_all, *args, **kwargs)
         first = [max(int(i / COARSE_ZOOM) - self.margin, 0) for i in first]
         end = [min(math.ceil(i / COARSE_ZOOM) + self.margin, n) for i, n in zip(end, size, strict=True)]
         padding = [max(roi - n, 0) // 2 for roi, n in zip(fall_back_tuple(self.roi_size, size), size, strict=True)]
@@ -72,18 +75,28 @@ class CoarseToFineInferer(SlidingWindowInferer):
             axes = zip(place[2:], padding, first, end, strict=True)
             return all(where.start - pad < b and where.stop - pad > a for where, pad, a, b in axes)
 
+        def nothing(windows: Tensor) -> Tensor:
+            result = windows.new_full((len(windows), coarse.shape[1], *windows.shape[2:]), math.log(NOTHING))
+            result[:, 0] = 0
+            return result
+
         def run_near(windows: Tensor, places: list, *args: Any, **kwargs: Any) -> Tensor:
+            return network(windows, *args, **kwargs) if any(map(is_near, places)) else nothing(windows)
+
+        def run_others(windows: Tensor, places: list, *args: Any, **kwargs: Any) -> Tensor:
+            """What they lack in the sum of all windows."""
             if any(map(is_near, places)):
-                return network(windows, *args, **kwargs)
-            nothing = windows.new_full((len(windows), coarse.shape[1], *windows.shape[2:]), math.log(NOTHING))
-            nothing[:, 0] = 0
-            return nothing
+                return torch.zeros_like(nothing(windows))
+            return network(windows, *args, **kwargs) - nothing(windows)
 
         result = super().__call__(inputs, run_near, *args, **kwargs)
         segmented = find_segmented(convert_to_tensor(result).movedim(1, 0))
         inside = [slice(a + (a > 0), b - (b < n)) for a, b, n in zip(first, end, size, strict=True)]
+        found_nothing = not segmented.any()
         segmented[(..., *inside)] = False
-        return everywhere() if segmented.any() else result
+        if found_nothing or segmented.any():
+            result += super().__call__(inputs, run_others, *args, **kwargs)
+        return result
 
 
 def convolves_pairs_of_slices(network: nn.Module, image: Tensor) -> bool:

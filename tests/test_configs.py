@@ -85,6 +85,7 @@ def test_the_two_self_contained_configs_agree_on_what_they_share():
         "_target_": "scripts.inferers.CoarseToFineInferer",
         "coarse_pass": "$is_true(@coarse_pass)",
         "margin": "@coarse_margin",
+        "fit_windows": "@inferer::fit_windows",
     }
     assert not inference["coarse_pass"]
     inference["inferer"]["inferer"].pop("_desc_")

@@ -190,6 +190,43 @@ def test_all_windows_are_run_if_the_fine_pass_finds_something_at_the_end_of_the_
     torch.testing.assert_close(result, sliding()(image, oracle))
 
 
+def test_no_window_is_run_twice_if_the_fine_pass_finds_something_at_the_end_of_the_box():
+    image = torch.zeros(1, 1, 96, 80, 40)
+    image[:, :, 10:60, 20:30, 20:30] = 0.9
+    oracle = ThresholdOracle(0.5, sharpness=5.0).eval()
+    plain, coarse = Counted(oracle), Counted(oracle)
+    sliding()(image, plain)
+    sliding(CoarseToFineInferer, coarse_pass=True, margin=0)(image, coarse)
+    assert plain.windows == 8 * 7 * 7  # of 16 x 16 x 8 voxels, every 12 x 12 x 6
+    assert coarse.windows == plain.windows + 4 * 3 * 3  # of an image of 48 x 40 x 20
+
+
+def test_all_windows_are_run_if_the_fine_pass_finds_nothing_where_the_coarse_one_did():
+    image = torch.zeros(1, 1, 96, 80, 40)
+    image[:, :, 60:90, 50:70, 20:30] = 0.9
+    decoy = torch.zeros(1, 1, 48, 40, 20)
+    decoy[:, :, 4:8, 4:8, 4:8] = 0.9
+    oracle = ThresholdOracle(0.5, sharpness=5.0).eval()
+    inferer = sliding(CoarseToFineInferer, coarse_pass=True, margin=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inferers.functional, "interpolate", lambda image, **kwargs: decoy)
+        result = inferer(image, oracle)
+    torch.testing.assert_close(result, sliding()(image, oracle))
+
+
+@pytest.mark.parametrize(("fits", "seen"), [(True, {(32, 16, 16), (16, 16, 16)}), (False, {(32, 16, 16)})])
+def test_windows_of_the_coarse_pass_are_no_larger_than_its_image_needs(fits, seen):
+    shapes = set()
+
+    def network(windows):
+        shapes.add(tuple(windows.shape[2:]))
+        return torch.cat([-windows, windows], dim=1)
+
+    inferer = CoarseToFineInferer((32, 16, 16), coarse_pass=True, fit_windows=fits)
+    inferer(torch.ones(1, 1, 32, 32, 16), network)
+    assert shapes == seen
+
+
 def test_without_a_coarse_pass_the_result_is_that_of_monais_sliding_window():
     image = torch.rand(1, 1, 40, 12, 20, generator=torch.Generator().manual_seed(0))  # smaller than a window, too
     oracle = ThresholdOracle(0.5)

@@ -106,6 +106,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "UNet of MONAI (16-256)": lambda: MonaiUNet(3, 1, 2, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2),
 }
 PEERS = [name for name in NETWORKS if name not in (REFERENCE, OURS)]
+WANTS_MULTIPLES_OF_32 = ("DynUNet (32-320)", "SwinUNETR (24)")  # of window sizes: 128 suits them, 112 does not
 HAS_CHECKPOINTING = "checkpointing" in inspect.signature(MPUNet).parameters
 
 

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, Transform
 
 from scripts.benchmark.machine import forget_peak, host_peak_mb, resident_mb
-from scripts.benchmark.networks import StandIn, make_network
+from scripts.benchmark.networks import WANTS_MULTIPLES_OF_32, StandIn, make_network
 from scripts.benchmark.scans import THRESHOLD
 from scripts.devices import keep_freed_memory
 
@@ -76,6 +76,8 @@ def read_inference_config(pipeline: str, network: str, max_windows: int | None, 
     config = ConfigParser.load_config_files([str(ROOT / f"configs/{name}.json") for name in names])
     if lean and "plain" in names:
         config["inferer"] = {"_target_": "scripts.inferers.DeviceInferer", "inferer": config["inferer"]}
+    if network in WANTS_MULTIPLES_OF_32 and "plain" not in names:
+        config["inferer"] = config["inferer"] | {"fit_windows": False}
     config["network_def"] = {
         "_target_": "scripts.benchmark.volume.make_stand_in",
         "name": network,
