@@ -7,10 +7,12 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from scripts.errors import InputError
 from scripts.phantom import Phantom, add_noise, draw_patient, make_phantom, paint, scan, write_phantoms
+from scripts.phantom.arrays import multiply
 from scripts.phantom.randomness import SmoothField
 from scripts.phantom.shapes import Capsule, Ellipsoid, smooth_max, smooth_min, superellipse_mm
 
@@ -378,3 +380,16 @@ def test_command_line_says_how_many_cases_are_where_and_reports_errors_in_one_li
     failed = run("--cases", "0")
     assert failed.returncode == 1
     assert failed.stderr == "error: cases: expected a whole number of at least 1, received 0\n"
+
+
+def test_products_are_numpys_by_as_many_threads_as_pytorch_may_have(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in ((4, 5, 6), (6, 7, 3)))
+    np.testing.assert_allclose(multiply(a, b), np.tensordot(a, b, 1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        multiply(a.swapaxes(1, 2), b[:5, :, 0]), np.tensordot(a.swapaxes(1, 2), b[:5, :, 0], 1), atol=1e-5
+    )
+    called = []
+    monkeypatch.setattr(torch, "tensordot", lambda *args: called.append(args) or torch.zeros(1))
+    multiply(a, b)
+    assert len(called) == 1
