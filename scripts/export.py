@@ -192,5 +192,7 @@ def main(
 
 if __name__ == "__main__":
     report_input_errors()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # PyTorch's exporter prints signs that not every locale has
     arguments = sys.argv[1:]
     fire.Fire(main, ["--", "--help"] if "--help" in arguments else arguments)  # else it takes it for a knob

@@ -1,5 +1,6 @@
 """Exports, made and run by the commands of docs/exports.md, give the bundle's own mask of the small CT."""
 
+import os
 import subprocess
 import sys
 
@@ -13,8 +14,13 @@ PACKAGES = {"torchscript": "torch", "onnx": "onnxruntime", "openvino": "openvino
 TARGET = "liver_and_tumor"
 
 
-def run_module(bundle, *arguments):
-    subprocess.run([sys.executable, "-m", *arguments], cwd=bundle, check=True, capture_output=True, timeout=300)
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+UTF_8 = {"PYTHONIOENCODING": "utf-8"}  # without it MONAI's own command ends where PyTorch prints a sign
+
+
+def run_module(bundle, *arguments, environment):
+    command = [sys.executable, "-m", *arguments]
+    subprocess.run(command, cwd=bundle, env=os.environ | environment, check=True, capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,7 @@ def test_an_export_gives_the_mask_of_its_weights_in_a_folder_of_others(
     pytest.importorskip(PACKAGES[overlay])
     pytest.importorskip("onnxscript")
     options = ["--weights", "models/model.pt", "--output_dir", str(elsewhere / "models")]
-    run_module(bundle(TARGET), "scripts.export", *options, "--onnx", str(overlay != "torchscript"))
+    run_module(bundle(TARGET), "scripts.export", *options, "--onnx", str(overlay != "torchscript"), environment=ASCII)
     config, amp = f"['configs/inference.json','configs/{overlay}.json']", overlay == "torchscript"
     assert_same_mask(segment(elsewhere, scan.nifti, tmp_path / "nifti", config, amp), expected)
     assert_same_mask(segment(elsewhere, scan.dicom, tmp_path / "dicom", config, amp), expected)
@@ -51,6 +57,7 @@ def test_an_export_by_monai_s_own_command_gives_it_beside_the_settings(scan, bun
     if overlay == "onnx":
         pytest.importorskip("onnxscript")
         options += ["--input_shape", str([1, 1, *SETTINGS["roi_size"]])]
-    run_module(bundle(TARGET), "monai.bundle", command, "network_def", "--filepath", f"models/{name}", *options)
+    arguments = [command, "network_def", "--filepath", f"models/{name}", *options]
+    run_module(bundle(TARGET), "monai.bundle", *arguments, environment=UTF_8)
     config, amp = f"['configs/inference.json','configs/{overlay}.json']", overlay == "torchscript"
     assert_same_mask(segment(bundle(TARGET), scan.nifti, tmp_path / "out", config, amp), expected)
