@@ -9,10 +9,9 @@ from scipy import ndimage
 
 from scripts.errors import InputError
 from scripts.knobs import check_whole, is_whole
-from scripts.phantom.arrays import multiply
 from scripts.phantom.painting import paint
 from scripts.phantom.patient import Patient, draw_patient
-from scripts.phantom.scanner import acquire, find_outside_of_circle
+from scripts.phantom.scanner import acquire, draw_streaks, find_outside_of_circle
 from scripts.phantom.wide import draw_wide_patient
 
 MIN_SIZE_VOXELS = 32
@@ -92,9 +91,7 @@ def add_noise(
         grain = 0.4 if axis == 2 else max(0.45, scan.grain_mm / spacing[axis])
         ndimage.gaussian_filter1d(image, blur, axis=axis, output=image, mode="nearest", truncate=3)
         ndimage.gaussian_filter1d(noise, grain, axis=axis, output=noise, truncate=3)
-    nodes, columns = np.arange(8), np.linspace(0, 7, image.shape[0])
-    fade = np.stack([np.interp(columns, nodes, node) for node in np.eye(8)], axis=1).astype(np.float32)
-    streaks = multiply(fade, rng.standard_normal((8, *image.shape[1:]), dtype=np.float32))
+    streaks = draw_streaks(image.shape, rng)
     noise *= scan.noise_hu / noise.std()
     image += noise
     streaks *= scan.noise_hu * scan.streaks

@@ -63,6 +63,13 @@ def slice_weights(
     return (down / down.sum(1, keepdims=True)).astype(np.float32), (up / up.sum(1, keepdims=True)).astype(np.float32)
 
 
+def draw_streaks(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Noise float32 of ``shape`` that fades from side to side over a seventh of the width, and along no other axis."""
+    nodes, columns = np.arange(8), np.linspace(0, 7, shape[0])
+    fade = np.stack([np.interp(columns, nodes, node) for node in np.eye(8)], axis=1).astype(np.float32)
+    return multiply(fade, rng.standard_normal((8, *shape[1:]), dtype=np.float32))
+
+
 def _draw_noise(
     shape: tuple[int, ...], scan: WideScan, spacing: tuple[float, float, float], rng: np.random.Generator
 ) -> np.ndarray:
@@ -74,9 +81,7 @@ def _draw_noise(
         )
     noise *= scan.noise_hu / noise[::4, ::4, ::4].std()
     if scan.streaks:
-        nodes, columns = np.arange(8), np.linspace(0, 7, shape[0])
-        fade = np.stack([np.interp(columns, nodes, node) for node in np.eye(8)], axis=1).astype(np.float32)
-        noise += (scan.noise_hu * scan.streaks) * multiply(fade, rng.standard_normal((8, *shape[1:]), dtype=np.float32))
+        noise += (scan.noise_hu * scan.streaks) * draw_streaks(shape, rng)
     x, y = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape[:2])
     noise *= (1.25 - 0.5 * np.clip(x[:, None] ** 2 + y**2, 0, 1))[..., None]
     return noise
