@@ -14,7 +14,7 @@ from scripts.phantom import Phantom, make_wide_phantom, paint, scan, write_phant
 from scripts.phantom.scanner import acquire, find_outside_of_circle, slice_weights
 from scripts.phantom.shapes import Ellipsoid
 from scripts.phantom.slab import Slab
-from scripts.phantom.tissues import PHASES, draw_wide_hu
+from scripts.phantom.tissues import PHASES, Part, draw_wide_hu
 from scripts.phantom.trunk import draw_whole_trunk
 from scripts.phantom.wide import LIVER_KINDS, VIEWS, draw_wide_patient
 
@@ -141,6 +141,31 @@ def test_looking_only_where_a_shape_can_be_finds_the_same_liver(monkeypatch):
     everywhere = paint(patient, axes, 5.0)[1]
     assert label.any()
     assert (label != everywhere).sum() <= 0.002 * (label > 0).sum()
+
+
+def test_fat_parts_the_liver_from_what_has_its_hu_but_for_cava_and_gallbladder():
+    patient = draw_patient(1)
+    everywhere = Part((Ellipsoid((0.0, 0.0, -90.0), (400.0,) * 3),), patient.hu["liver"], within="cavity")
+    patient = replace(patient, behind_liver=(*patient.behind_liver, everywhere))
+    axes = body_axes(patient, -240, 0, 3.0)
+
+    def paint_with(sheath_mm: float):
+        findings = replace(patient.findings, ascites_mm=0.0, sheath_mm=sheath_mm)
+        return paint(replace(patient, findings=findings), axes, 2.4)
+
+    (bare, label), (parted, same_label) = paint_with(0.0), paint_with(2.0)
+    np.testing.assert_array_equal(label, same_label)
+    changed = np.abs(parted - bare) > 1
+    assert not (changed & ndimage.binary_erosion(label > 0, iterations=2)).any()
+    around = ndimage.binary_dilation(label > 0) & (label == 0)
+    unseen = around & (np.abs(bare - patient.hu["liver"]) < 25)  # neighbours that nothing parts from it
+    dip = (bare - parted)[unseen]
+    assert 0.6 < np.mean(dip > 40) < 0.95  # a film with gaps
+    x, y, z = Slab(patient, axes, 2.4).body
+    cava = patient.beside_liver[0]
+    inside = np.min([shape.distance_mm(x, y, z) for shape in cava.shapes], axis=0) < -2
+    assert inside.any()
+    assert not (changed & inside).any()
 
 
 # --- HU ----------------------------------------------------------------------------------------------------------

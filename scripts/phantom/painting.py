@@ -238,6 +238,15 @@ def _place_liver(slab: Slab) -> None:
         slab.paint(fluid, 8.0, box)
 
 
+def _paint_sheath(slab: Slab) -> None:
+    """The fat between the liver and its neighbours: a film of uneven thickness, with gaps."""
+    sheath_mm, fat = slab.patient.findings.sheath_mm, slab.patient.hu["fat"]
+    near = slab.liver < 2 * sheath_mm + slab.soft_mm
+    thickness = sheath_mm * np.clip(0.8 + 0.7 * slab.noise["waves"][near], -1, 2)
+    within = np.maximum(slab.cavity[near] + 1.0, slab.diaphragm[near] + 2.0)
+    slab.paint(np.maximum(slab.liver[near] - thickness, within), fat, near)
+
+
 def _paint_liver(slab: Slab) -> None:
     """The liver with its vessels and tumours, and its label."""
     patient = slab.patient
@@ -286,6 +295,10 @@ def paint(
     _paint_spine(slab)
     _place_liver(slab)
     for part in patient.behind_liver:
+        slab.paint_part(part)
+    if patient.findings.sheath_mm:
+        _paint_sheath(slab)
+    for part in patient.beside_liver:
         slab.paint_part(part)
     _paint_liver(slab)
     for part in patient.after_liver:

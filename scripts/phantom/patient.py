@@ -28,6 +28,7 @@ class Findings:
     liver_kind: str = "usual"
     lining_mm: float = 0.0  # of muscle on the inner face of the wall, in places up to twice that
     marbling_hu: float = 0.0  # by which fat in the muscles of the wall lowers them, in places up to twice that
+    sheath_mm: float = 0.0  # of fat between the liver and what lies beside it, in places up to twice that, in some none
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Patient:
     table: Table
     scan: Scan | WideScan
     limbs: tuple[Limb, ...] = ()
+    beside_liver: tuple[Part, ...] = ()  # painted before the liver, with no fat between
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:

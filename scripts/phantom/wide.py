@@ -215,11 +215,12 @@ def draw_wide_patient(rng: np.random.Generator) -> Patient:
         *([Part((spleen,), hu["spleen"], texture_hu=4.0, roughness_mm=2.0)] if rng.random() < 0.96 else []),
         *deep,
     ]
+    beside = [part for part in deep if part.shapes is cava]
     if gallbladder:
-        behind.append(Part(tuple(gallbladder), hu["bile"], wall_mm=rng.uniform(0.8, 4), wall_hu=hu["muscle"]))
+        beside.append(Part(tuple(gallbladder), hu["bile"], wall_mm=rng.uniform(0.8, 4), wall_hu=hu["muscle"]))
         if rng.random() < 0.15:
             stone = Ellipsoid(gallbladder[-1].start, (rng.uniform(3, 8),) * 3)
-            behind.append(Part((stone,), rng.uniform(60, 500), texture_hu=40.0))
+            beside.append(Part((stone,), rng.uniform(60, 500), texture_hu=40.0))
     limbs, bones = draw_limbs(rng, trunk, hu)
     trunk_of_portal = bend([(0, 4, -112), (-12, 8, -102), liver.hilum], 3)
     duct = bend([np.add(liver.hilum, (-4, 6, 2)), (-24, 8, -108), (-34, -2, -135)], 3)
@@ -228,7 +229,7 @@ def draw_wide_patient(rng: np.random.Generator) -> Patient:
         Part(tube(duct, rng.uniform(1.5, 6)), hu["bile"]),
     ]
     overall = rng.uniform(0.86, 1.14) if rng.random() < 0.95 else rng.uniform(0.6, 0.86)
-    return Patient(
+    patient = Patient(
         phase=phase,
         hu=hu,
         trunk=trunk,
@@ -269,4 +270,7 @@ def draw_wide_patient(rng: np.random.Generator) -> Patient:
         ),
         scan=_draw_scan(rng, trunk),
         limbs=tuple(limbs),
+        beside_liver=tuple(beside),
     )
+    sheath = rng.uniform(0.6, 3.0) if rng.random() < 0.85 and not patient.findings.ascites_mm else 0.0
+    return replace(patient, findings=replace(patient.findings, sheath_mm=sheath))
