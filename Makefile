@@ -63,6 +63,8 @@ pretrain: venv
 	$(RUN) -m scripts.phantom.pool --output_dir $(PRETRAIN)/cases --processes 2
 	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json']" --dataset_dir $(PRETRAIN)/cases
 	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/pretrain.json','configs/evaluate.json']" --dataset_dir $(PRETRAIN)/cases
+	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json','configs/pretrain_tumor.json']" --dataset_dir $(PRETRAIN)/cases --pretrained $(PRETRAIN)/model.pt
+	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/pretrain.json','configs/pretrain_tumor.json','configs/evaluate.json']" --dataset_dir $(PRETRAIN)/cases
 
 test: venv
 	$(RUN) -m pytest -m "not slow and not client"

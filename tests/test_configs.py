@@ -25,6 +25,7 @@ OVERLAYS = {  # overlay → the configs it lies over
     "demo": ["train", "inference"],
     "pretrain": ["train"],
     "pretrain_gpu": ["train"],
+    "pretrain_tumor": ["train"],
     "finetune": ["train"],
     "warmup": ["train"],
     "multi_gpu_train": ["train"],

@@ -15,6 +15,7 @@ from scripts.phantom.write import write_phantoms
 from tests import ROOT
 from tests.test_workflows import run_bundle
 
+RECIPE = ("train", "pretrain", "pretrain_tumor")
 SMALL = {
     "network_def::channels": [4, 4, 8, 8, 8],
     "spacing": [9.0, 9.0, 9.0],
@@ -58,6 +59,31 @@ def test_weights_are_averaged_and_inference_needs_nothing_but_them(tmp_path):
     run_bundle("inference", dataset_dir=str(scan), output_dir=str(tmp_path / "out"), ckpt_path=str(path), device="cpu")
     mask, image = nib.load(tmp_path / "out/volume-0_seg.nii.gz"), nib.load(scan)
     assert mask.shape == image.shape
+
+
+def test_weights_for_tumours_begin_with_the_liver_s_and_crop_around_tumours(tmp_path):
+    cases, folder = tmp_path / "cases", tmp_path / "tumor"
+    write_pool(cases, training=3, validation=1, test=1, spacing_mm=9.0)
+    settings = SMALL | {"dataset_dir": str(cases), "output_dir": str(tmp_path / "run"), "max_epochs": 1}
+    run_bundle("train", "pretrain", **settings | {"val_interval": 1})
+    begin = tmp_path / "run/model.pt"
+    settings |= {"output_dir": str(folder), "pretrained": str(begin), "val_interval": 1}
+    run_bundle("train", "pretrain", "pretrain_tumor", **settings)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["weights"]["sha256"] == begin.with_name("model.pt.sha256").read_text(encoding="utf-8").split()[0]
+    assert json.loads((folder / "model.json").read_text(encoding="utf-8"))["target"] == "liver_and_tumor"
+    assert torch.load(folder / "model.pt", weights_only=True)["heads.0.bias"].shape == (3,)
+
+    label = torch.zeros(1, 64, 64, 32)
+    label[:, 20:40, 20:40, 10:20] = 1
+    label[:, 30, 30, 15] = 2
+    config = ConfigParser(ConfigParser.load_config_files([str(ROOT / f"configs/{name}.json") for name in RECIPE]))
+    config.update(SMALL | {"bundle_root": str(ROOT), "pretrained": str(begin), "dataset_dir": str(cases)})
+    crop = config.get_parsed_content("crop").set_random_state(0)
+    centres = [int(crop({"image": label, "label": label})[0]["label"][0, 16, 16, 8]) for _ in range(40)]
+    assert 10 <= centres.count(2) <= 30
+    assert centres.count(1) >= 2
+    assert centres.count(0) >= 2
 
 
 def test_each_drawn_patient_is_another_and_the_same_again_from_the_same_seed():
