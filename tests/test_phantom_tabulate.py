@@ -65,14 +65,18 @@ def test_cases_are_averaged_by_group_and_those_without_liver_apart(tmp_path):
     assert lines[-1] == "| 2 | 1 | 15.0 | 30.0 |"
 
 
-def test_a_tumour_is_found_if_a_tenth_of_it_is():
+def test_a_tumour_is_found_if_a_tenth_of_it_is_and_its_dice_counts_what_touches_it():
     label, pred = np.zeros((2, 20, 20, 20), bool)
-    label[2:4, 2:7, 2] = label[10:12, 10:15, 10] = True  # two of ten voxels
+    label[2:4, 2:7, 2] = label[10:12, 10:15, 10] = label[16:18, 2:7, 16] = True  # three of ten voxels
     pred[2, 2, 2] = True  # a tenth of the first
     pred[9, 10:15, 10] = True  # beside the second
-    (first_mm, first), (second_mm, second) = find_tumours(label, pred, voxel_mm3=8.0)
-    assert (first, second) == (True, False)
-    assert first_mm == second_mm == pytest.approx((6 * 80 / np.pi) ** (1 / 3))
+    pred[16:18, 2:7, 15:17] = True  # the third, and as much beside it
+    (first, second, third), false_pieces = find_tumours(label, pred, voxel_mm3=8.0)
+    assert (first.found, second.found, third.found) == (True, False, True)
+    assert (first.dice, second.dice, third.dice) == pytest.approx((2 / 11, 0.0, 20 / 30))
+    assert first.diameter_mm == second.diameter_mm == pytest.approx((6 * 80 / np.pi) ** (1 / 3))
+    assert false_pieces == 1
+    assert find_tumours(np.zeros_like(label), pred, 8.0) == ([], 3)
 
 
 def test_recall_is_by_size_and_does_not_mind_other_axes(tmp_path):
@@ -88,9 +92,11 @@ def test_recall_is_by_size_and_does_not_mind_other_axes(tmp_path):
     nib.save(nib.Nifti1Image(pred[::-1], flipped), tmp_path / "pred.nii.gz")
     files = {"label": str(tmp_path / "label.nii.gz"), "prediction": str(tmp_path / "pred.nii.gz")}
     case = {"volume_ml": 17.6, "liver_ml": 17.6, "dice": 1.0, "tumour_ml": [1.7, 0.1]}
-    write_evaluation(tmp_path, [case, {**case, **files, "class": "tumor"}])
+    write_evaluation(tmp_path, [case, {**case, **files, "class": "tumor", "dice": 0.98}])
     lines = tabulate(tmp_path).splitlines()
-    assert lines[-2:] == ["| < 10 mm | 1 | 0 | 0.00 |", "| 10-20 mm | 1 | 1 | 1.00 |"]
+    at = lines.index("| tumours of | number | found | recall | Dice |")
+    assert lines[at + 2 : at + 4] == ["| < 10 mm | 1 | 0 | 0.00 | 0.00 |", "| 10-20 mm | 1 | 1 | 1.00 | 1.00 |"]
+    assert lines[-1] == "| 1 | 0.980 | 0.980 | 0.0 |"
 
 
 def test_what_is_missing_is_an_input_error(tmp_path):

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fire
 import nibabel as nib
@@ -89,8 +89,22 @@ def _order(group: str) -> tuple[float, str]:
     return (-1.0 if group.startswith("<") else number, group)
 
 
-def find_tumours(label: np.ndarray, pred: np.ndarray, voxel_mm3: float) -> list[tuple[float, bool]]:
-    """Of each tumour of a label (connected voxels): the diameter of a sphere of its volume, and whether it is found.
+class Tumour(NamedTuple):
+    """A tumour of a label, and how well it was found.
+
+    Attributes:
+        diameter_mm: of a sphere of its volume.
+        found: a tenth of its voxels is.
+        dice: of it and all found pieces that touch it.
+    """
+
+    diameter_mm: float
+    found: bool
+    dice: float
+
+
+def find_tumours(label: np.ndarray, pred: np.ndarray, voxel_mm3: float) -> tuple[list[Tumour], int]:
+    """Take the tumours of a label apart (connected voxels, also over corners), and measure each.
 
     Args:
         label: boolean (X, Y, Z), where tumours are.
@@ -98,17 +112,26 @@ def find_tumours(label: np.ndarray, pred: np.ndarray, voxel_mm3: float) -> list[
         voxel_mm3: of a voxel.
 
     Returns:
-        A (millimetres, found) pair per tumour; it is found if a tenth of its voxels is.
+        The tumours, and the number of found pieces that touch none.
     """
-    pieces, count = ndimage.label(label, np.ones((3, 3, 3)))
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-    hits = np.bincount(pieces[pred], minlength=count + 1)[1:]
-    diameters = np.cbrt(6 * sizes * voxel_mm3 / np.pi)
-    return [(float(mm), bool(hit >= 0.1 * size)) for mm, hit, size in zip(diameters, hits, sizes, strict=True)]
+    (pieces, count), (found, found_count) = (ndimage.label(mask, np.ones((3, 3, 3))) for mask in (label, pred))
+    sizes, found_sizes = np.bincount(pieces.ravel()), np.bincount(found.ravel())
+    both = label & pred
+    touching, shared = np.unique(np.stack([pieces[both], found[both]]), axis=1, return_counts=True)
+    tumours = []
+    for piece in range(1, count + 1):
+        mine = touching[0] == piece
+        hit, taken = int(shared[mine].sum()), int(found_sizes[touching[1][mine]].sum())
+        size = int(sizes[piece])
+        diameter = float(np.cbrt(6 * size * voxel_mm3 / np.pi))
+        tumours.append(Tumour(diameter, hit >= 0.1 * size, 2 * hit / (size + taken)))
+    return tumours, found_count - len(np.unique(touching[1]))
 
 
-def _tabulate_tumours(rows: list[Row], tumour_class: int) -> Iterator[Row]:
-    groups: dict[str, list[bool]] = {}
+def _tabulate_tumours(rows: list[Row], tumour_class: int) -> Iterator[list[Row]]:
+    """A table of the tumours by size, and one of the scans that have some."""
+    groups: dict[str, list[Tumour]] = {}
+    without_counterpart = []
     for row in rows:
         masks = []
         for file in (row["label"], row["prediction"]):
@@ -118,10 +141,29 @@ def _tabulate_tumours(rows: list[Row], tumour_class: int) -> Iterator[Row]:
             except Exception as error:  # whatever a broken file makes nibabel run into
                 raise InputError(f"{file}: {explain_unreadable(error)}") from error
         voxel_mm3 = float(np.prod(nifti.header.get_zooms()[:3]))
-        for diameter_mm, is_found in find_tumours(masks[0] == 2, masks[1] == tumour_class, voxel_mm3):
-            groups.setdefault(name_range(diameter_mm, TUMOUR_MM, "mm"), []).append(is_found)
-    for group, found in sorted(groups.items(), key=lambda item: _order(item[0])):
-        yield {"tumours of": group, "number": len(found), "found": sum(found), "recall": f"{np.mean(found):.2f}"}
+        tumours, false_pieces = find_tumours(masks[0] == 2, masks[1] == tumour_class, voxel_mm3)
+        without_counterpart.append(false_pieces)
+        for tumour in tumours:
+            groups.setdefault(name_range(tumour.diameter_mm, TUMOUR_MM, "mm"), []).append(tumour)
+    yield [
+        {
+            "tumours of": group,
+            "number": len(tumours),
+            "found": sum(tumour.found for tumour in tumours),
+            "recall": f"{np.mean([tumour.found for tumour in tumours]):.2f}",
+            "Dice": f"{np.mean([tumour.dice for tumour in tumours]):.2f}",
+        }
+        for group, tumours in sorted(groups.items(), key=lambda item: _order(item[0]))
+    ]
+    dice = [float(row["dice"]) for row in rows if row["tumour_ml"]]
+    yield [
+        {
+            "scans with tumours": len(dice),
+            "Dice of all their tumour": f"{np.mean(dice):.3f}",
+            "median": f"{np.median(dice):.3f}",
+            "false pieces in a scan, mean of all": f"{np.mean(without_counterpart):.1f}",
+        }
+    ]
 
 
 def _format(rows: Iterable[Row]) -> list[str]:
@@ -140,7 +182,7 @@ def tabulate(evaluation_dir: str | os.PathLike, output_file: str | os.PathLike |
 
     Returns:
         Scans with a liver in groups; the millilitres that were found where there is none; if tumours were sought and
-        predictions saved, which share of them was found, by size.
+        predictions saved, which share of them was found and with what Dice, by size.
 
     Raises:
         InputError: a file is missing or unreadable, or there is no case.
@@ -165,7 +207,8 @@ def tabulate(evaluation_dir: str | os.PathLike, output_file: str | os.PathLike |
         )
     tumours = [row for row in rows if row["class"] == "tumor" and row["label"] and row["prediction"]]
     if tumours and any(row["tumour_ml"] for row in tumours):
-        lines += _format(_tabulate_tumours(tumours, tumour_class=2 if livers else 1))
+        for table in _tabulate_tumours(tumours, tumour_class=2 if livers else 1):
+            lines += _format(table)
     if not lines:
         raise InputError(f"{evaluation_dir}: has no case of the liver or its tumours; evaluate with --target liver")
     text = "\n".join(lines)
