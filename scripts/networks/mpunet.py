@@ -172,6 +172,7 @@ class MPUNet(nn.Module):
             "norm": norm,
             "stage_norm": stage_norm,
             "elu_alpha": elu_alpha,
+            "fusion_weights": fusion_weights,
         }
         attention = {"heads": attention_heads, "scaled": attention_scaled, "reduction": attention_reduction}
 
