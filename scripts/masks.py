@@ -30,6 +30,16 @@ def drop_tumors_outside_liver(mask: Tensor) -> Tensor:
     return kept
 
 
+def drop_small_pieces(mask: Tensor, min_share: float) -> Tensor:
+    """Return the mask without pieces of foreground of fewer than ``min_share`` (0 to 1) of the largest's voxels."""
+    pieces = _find_pieces(mask[0] > 0)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0  # the outside
+    kept = mask.clone()
+    kept[0][torch.from_numpy((sizes < min_share * sizes.max())[pieces]).to(mask.device)] = 0
+    return kept
+
+
 def remove_islands(mask: MetaTensor, min_mm3: float) -> MetaTensor:
     """Return the mask without pieces smaller than ``min_mm3``: a small tumour becomes liver, a small liver background.
 

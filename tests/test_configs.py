@@ -129,7 +129,7 @@ def test_masks_are_finished_alike_in_evaluation_and_inference():
 
     evaluation, inference = read("evaluate"), read("inference")
     steps = last_steps(evaluation["validate::postprocessing::transforms"])
-    finishing = ["KeepLargestConnectedComponentd", "Lambdad", "Lambdad", "FillHolesd"]
+    finishing = ["KeepLargestConnectedComponentd", "Lambdad", "Lambdad", "Lambdad", "FillHolesd"]
     assert [step["_target_"] for step in steps] == ["scripts.transforms.RestoreGridd", *finishing]
     assert steps == last_steps(inference["postprocessing"]["transforms"])
     for knob in FINISHING:
@@ -158,6 +158,9 @@ PRED = [1, 1, 2, 1, 1,       0, 2, 2,           0, 1, 0, 1]  # fmt: skip
     [
         ({}, PRED),
         ({"largest_component": "true"}, [1, 1, 2, 1, 1] + [0] * 7),  # with its tumour
+        ({"min_liver_share": 0.4}, [1, 1, 2, 1, 1, 0, 2, 2, 0, 0, 0, 0]),  # two voxels of five stay
+        ({"min_liver_share": "0.41"}, [1, 1, 2, 1, 1] + [0] * 7),
+        ({"min_liver_share": 0.41, "target": "tumor"}, PRED),
         ({"tumor_inside_liver": True}, [1, 1, 2, 1, 1, 0, 0, 0, 0, 1, 0, 1]),
         ({"min_island_mm3": 4}, [1, 1, 1, 1, 1, 0, 2, 2, 0, 0, 0, 0]),  # two voxels stay
         ({"min_island_mm3": "5"}, [1, 1, 1, 1, 1] + [0] * 7),

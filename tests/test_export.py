@@ -17,7 +17,7 @@ from tests import ROOT
 
 SETTINGS = {
     "target": "liver_and_tumor", "spacing": [2.5, 2.5, 2.5], "plane_size": None, "window_hu": [-150, 250],
-    "roi_size": [32, 32, 16],
+    "roi_size": [32, 32, 16], "min_liver_share": 0.1,
 }  # fmt: skip
 
 

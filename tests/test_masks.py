@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.masks import drop_tumors_outside_liver, remove_islands
+from scripts.masks import drop_small_pieces, drop_tumors_outside_liver, remove_islands
 
 SPACING_MM = (0.5, 2.0, 3.0)  # a voxel is 3 mm³
 
@@ -33,13 +33,28 @@ def test_a_tumour_that_touches_the_liver_through_another_tumour_stays():
     assert torch.equal(drop_tumors_outside_liver(mask), mask)
 
 
-@pytest.mark.parametrize("clean", [drop_tumors_outside_liver, lambda mask: remove_islands(mask, 10)])
+CLEANERS = [
+    drop_tumors_outside_liver,
+    lambda mask: remove_islands(mask, 100),
+    lambda mask: drop_small_pieces(mask, 0.5),
+]
+
+
+@pytest.mark.parametrize("clean", CLEANERS)
 def test_an_empty_mask_stays_empty(clean):
     assert not clean(make_mask()).any()
 
 
 def test_tumours_without_any_liver_are_dropped():
     assert not drop_tumors_outside_liver(make_mask((2, np.s_[1:3, 1:3, 1:3]))).any()
+
+
+def test_pieces_of_less_than_a_share_of_the_largest_are_dropped_with_their_tumours():
+    island, tumor = (1, np.s_[8:11, 5, 5]), (2, np.s_[11, 5, 5])  # 4 voxels beside 80 of the liver
+    mask = make_mask(LIVER, island, tumor)
+    assert torch.equal(drop_small_pieces(mask, 0.05), mask)
+    assert torch.equal(drop_small_pieces(mask, 0.051), make_mask(LIVER))
+    assert torch.equal(drop_small_pieces(make_mask(island, tumor), 1.0), make_mask(island, tumor))
 
 
 @pytest.mark.parametrize(("min_mm3", "left"), [(12, True), (12.1, False), (15, False)])
@@ -83,7 +98,7 @@ def test_pieces_that_touch_by_a_corner_are_one():
     assert torch.equal(remove_islands(mask, 12), mask)
 
 
-@pytest.mark.parametrize("clean", [drop_tumors_outside_liver, lambda mask: remove_islands(mask, 100)])
+@pytest.mark.parametrize("clean", CLEANERS)
 def test_the_mask_given_is_not_changed_and_its_grid_is_kept(clean):
     mask = make_mask((2, np.s_[1:3, 1:3, 1:3]))
     before = mask.clone()
