@@ -23,7 +23,7 @@ SIZE = [32, 32, 32]
 CHANNELS = [4, 4, 8, 8, 8]
 SETTINGS = {
     "target": "liver_and_tumor", "spacing": [8.0, 8.0, 10.0], "plane_size": None, "window_hu": [-150, 250],
-    "roi_size": SIZE,
+    "roi_size": SIZE, "min_liver_share": 0.1,
 }  # fmt: skip
 ENGINES = {"openvino": ExportedNetwork, "onnxruntime": OnnxNetwork}
 OVERLAYS = {
