@@ -215,7 +215,7 @@ def draw_wide_patient(rng: np.random.Generator) -> Patient:
         *([Part((spleen,), hu["spleen"], texture_hu=4.0, roughness_mm=2.0)] if rng.random() < 0.96 else []),
         *deep,
     ]
-    beside = [part for part in deep if part.shapes is cava]
+    beside = [part for part in deep if part.shapes is cava]  # once more, over the fat around the liver
     if gallbladder:
         beside.append(Part(tuple(gallbladder), hu["bile"], wall_mm=rng.uniform(0.8, 4), wall_hu=hu["muscle"]))
         if rng.random() < 0.15:
@@ -272,5 +272,6 @@ def draw_wide_patient(rng: np.random.Generator) -> Patient:
         limbs=tuple(limbs),
         beside_liver=tuple(beside),
     )
+    # Drawn last: of each seed all else is as it was without.
     sheath = rng.uniform(0.6, 3.0) if rng.random() < 0.85 and not patient.findings.ascites_mm else 0.0
     return replace(patient, findings=replace(patient.findings, sheath_mm=sheath))
