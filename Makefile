@@ -60,7 +60,7 @@ demo-training: venv
 	@echo "A picture of it:                     $(DEMO)/inference/volume-0_seg.png"
 
 pretrain: venv
-	$(RUN) -m scripts.phantom.pool --output_dir $(PRETRAIN)/cases --processes 2
+	$(RUN) -m scripts.phantom.pool --output_dir $(PRETRAIN)/cases --rare 80 --processes 2
 	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json']" --dataset_dir $(PRETRAIN)/cases
 	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/pretrain.json','configs/evaluate.json']" --dataset_dir $(PRETRAIN)/cases
 	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json','configs/pretrain_tumor.json']" --dataset_dir $(PRETRAIN)/cases --pretrained $(PRETRAIN)/model.pt

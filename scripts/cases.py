@@ -363,7 +363,8 @@ def _find_label_misfits(image: np.ndarray, label: np.ndarray) -> Iterable[tuple[
         yield "warning", f"the liver fills {fraction:.2%} of the volume"
     if not LIVER_MEDIAN_HU[0] <= median_hu <= LIVER_MEDIAN_HU[1]:
         reason = f"the median under the label is {median_hu:g} HU, which is not liver"
-        yield "error", f"{reason}: the label may be shifted, flipped or another scan's; put it right"
+        severity = "warning" if fraction < MIN_LIVER_FRACTION else "error"  # of a few voxels it says little
+        yield severity, f"{reason}: the label may be shifted, flipped or another scan's; put it right"
     elif (air := np.count_nonzero(liver_hu < AIR_HU) / liver_hu.size) > MAX_AIR_IN_LIVER:
         yield "warning", f"{air:.0%} of the label is air (under {AIR_HU:g} HU): it may be shifted; look at it"
 

@@ -448,6 +448,14 @@ def test_label_that_cannot_be_its_images_is_an_error(tmp_path, label, reason):
     assert reason in list_reasons(case, "error")
 
 
+def test_median_of_a_few_voxels_is_a_warning_alone(tmp_path):
+    label = np.zeros_like(make_label())
+    label[0, 0, 0] = 1
+    case = save_case(tmp_path, image=make_image(), label=label)
+    assert any("HU, which is not liver" in reason for reason in list_reasons(case, "warning"))
+    assert not list_reasons(case, "error")
+
+
 def make_reports(sections, twins):
     """Reports of images of which those at the indices ``twins`` have the same voxels."""
     return [

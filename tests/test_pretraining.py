@@ -1,17 +1,20 @@
 """The recipe of the weights for real CTs, as short as it goes: `make pretrain` in small."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 from monai.bundle import ConfigParser
 
 from scripts.data import SECTIONS, make_datalist
+from scripts.errors import InputError
 from scripts.phantom.drawing import RandPhantomd
-from scripts.phantom.pool import FIRST_SEEDS, write_pool
+from scripts.phantom.pool import FIRST_SEEDS, RARE_LIVER_KINDS, write_pool
 from scripts.phantom.scan import make_wide_phantom
-from scripts.phantom.write import write_phantoms
+from scripts.phantom.write import find_case_seed, write_phantoms
 from tests import ROOT
 from tests.test_workflows import run_bundle
 
@@ -35,6 +38,25 @@ def test_a_pool_has_other_patients_in_each_section_and_is_a_dataset(tmp_path):
     assert len({image.tobytes() for image in images}) == 4
     write_phantoms(tmp_path / "alone", 1, FIRST_SEEDS["test"] + 5, spacing=(9.0, 9.0, 9.0), variety="wide")
     assert (images[3] == nib.load(tmp_path / "alone/volume-0.nii.gz").get_fdata()).all()
+
+
+def test_rare_livers_of_a_pool_follow_the_other_patients(tmp_path):
+    options = {"validation": 1, "test": 1, "seed": 3, "spacing_mm": 9.0}
+    folder = write_pool(tmp_path / "pool", training=2, rare=2, **options).parent
+    few = write_pool(tmp_path / "few", training=2, **options)
+    training = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["training"]
+    assert training[:2] == json.loads(few.read_text(encoding="utf-8"))["training"]
+    numbers = [int(Path(case["image"]).name.split("-")[1].split(".")[0]) for case in training]
+    assert numbers == sorted(set(numbers))
+    seeds = [find_case_seed(FIRST_SEEDS["training"] + 3, number) for number in range(2, numbers[-1] + 1)]
+    kinds = [make_wide_phantom(seed, (9.0, 9.0, 9.0)).description["liver_kind"] for seed in seeds]
+    assert [number for number, kind in enumerate(kinds, 2) if kind in RARE_LIVER_KINDS] == numbers[2:]
+
+
+def test_rare_livers_are_of_the_wide_variety_alone(tmp_path):
+    with pytest.raises(InputError, match=r"^rare: .* received 1 and 'usual'$"):
+        write_pool(tmp_path / "pool", training=1, validation=1, test=1, rare=1, variety="usual")
+    assert not (tmp_path / "pool").exists()
 
 
 def test_weights_are_averaged_and_inference_needs_nothing_but_them(tmp_path):

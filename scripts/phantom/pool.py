@@ -7,11 +7,13 @@ from pathlib import Path
 import fire
 
 from scripts.data import SECTIONS
-from scripts.errors import report_input_errors
+from scripts.errors import InputError, report_input_errors
 from scripts.files import written_whole
+from scripts.knobs import check_whole
 from scripts.phantom.write import write_phantoms
 
 FIRST_SEEDS = {"training": 0, "validation": 1001, "test": 2}  # of seed 0, from which others are counted
+RARE_LIVER_KINDS = ("small", "right", "left")
 
 
 def write_pool(
@@ -19,6 +21,7 @@ def write_pool(
     training: int = 320,
     validation: int = 12,
     test: int = 48,
+    rare: int = 0,
     seed: int = 0,
     variety: str = "wide",
     spacing_mm: float = 2.5,
@@ -31,6 +34,7 @@ def write_pool(
         training: how many patients to train on.
         validation: to choose weights by.
         test: to measure them by.
+        rare: how many more to train on, whose liver is of `RARE_LIVER_KINDS`; with variety "wide" alone.
         seed: the same seed gives the same patients; not those of another section.
         variety: "wide" or "usual".
         spacing_mm: of the voxels along every axis.
@@ -42,13 +46,17 @@ def write_pool(
     Raises:
         InputError: an argument is out of range, or ``output_dir`` is a file.
     """
+    check_whole("rare", rare, 0)
+    if rare and variety != "wide":
+        raise InputError(f"rare: there are such livers in variety 'wide' alone, received {rare} and {variety!r}")
     folder = Path(output_dir)
     datalist = {}
+    options = {"spacing": (spacing_mm,) * 3, "variety": variety, "processes": processes}
     for section, cases in zip(SECTIONS, (training, validation, test), strict=True):
-        pairs = write_phantoms(
-            folder / section, cases, FIRST_SEEDS[section] + seed, spacing=(spacing_mm,) * 3, variety=variety,
-            processes=processes,
-        )  # fmt: skip
+        pairs = write_phantoms(folder / section, cases, FIRST_SEEDS[section] + seed, **options)
+        if rare and section == "training":
+            options_of_rare = options | {"first": cases, "liver_kinds": RARE_LIVER_KINDS}
+            pairs += write_phantoms(folder / section, rare, FIRST_SEEDS[section] + seed, **options_of_rare)
         datalist[section] = [
             {"image": image.relative_to(folder).as_posix(), "label": label.relative_to(folder).as_posix()}
             for image, label in pairs

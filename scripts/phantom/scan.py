@@ -141,6 +141,11 @@ def make_phantom(
     return _finish(image, label, axes, spacing, flips, description)
 
 
+def draw_patient_of_seed(seed: int) -> Patient:
+    """The patient whom `make_wide_phantom` scans."""
+    return draw_wide_patient(np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[0]))
+
+
 def make_wide_phantom(seed: int, spacing: Sequence[float] = (2.0, 2.0, 2.0), reorient: bool = True) -> Phantom:
     """Draw the patient of ``seed`` with all the variety there is, and scan them; the size follows from the patient.
 
@@ -157,8 +162,8 @@ def make_wide_phantom(seed: int, spacing: Sequence[float] = (2.0, 2.0, 2.0), reo
     """
     check_whole("seed", seed, 0)
     check_grid((MIN_SIZE_VOXELS,) * 3, spacing)
-    patient_seed, flip_seed, noise_seed = np.random.SeedSequence(seed).spawn(3)
-    patient = draw_wide_patient(np.random.default_rng(patient_seed))
+    patient = draw_patient_of_seed(seed)
+    flip_seed, noise_seed = np.random.SeedSequence(seed).spawn(3)[1:]
     scan, spacing = patient.scan, tuple(map(float, spacing))
     axes = _find_wide_axes(patient, spacing)
     image, label = paint(patient, axes, spacing[0] * 0.8)

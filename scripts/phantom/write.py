@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from tqdm import tqdm
 from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.knobs import check_whole
-from scripts.phantom.scan import check_grid, make_phantom, make_wide_phantom
+from scripts.phantom.scan import check_grid, draw_patient_of_seed, make_phantom, make_wide_phantom
+from scripts.phantom.wide import LIVER_KINDS
 
 VARIETIES = ("usual", "wide")
 
@@ -29,6 +31,8 @@ def write_phantoms(
     spacing: tuple[float, float, float] | None = None,
     variety: str = "usual",
     processes: int = 1,
+    first: int = 0,
+    liver_kinds: Collection[str] = LIVER_KINDS,
 ) -> list[tuple[Path, Path]]:
     """Write ``volume-N.nii.gz`` and ``segmentation-N.nii.gz`` for N = 0 ... ``cases`` - 1, as LiTS names them.
 
@@ -43,6 +47,8 @@ def write_phantoms(
         spacing: as for `make_phantom`, or for `make_wide_phantom`, for which None is 2 mm.
         variety: "usual" or "wide".
         processes: how many work at the same time.
+        first: the first N.
+        liver_kinds: of wide ones write those alone that have such a liver, ``cases`` of them; any other N is left out.
 
     Returns:
         The (volume, segmentation) paths.
@@ -56,13 +62,17 @@ def write_phantoms(
     check_grid(size, spacing)
     if variety not in VARIETIES:
         raise InputError(f"variety: expected one of {', '.join(VARIETIES)}, received {variety!r}")
+    numbers = count(first)
+    if variety == "wide" and not set(LIVER_KINDS) <= set(liver_kinds):
+        numbers = filter(lambda number: _draw_liver_kind(seed, number) in liver_kinds, numbers)
+    numbers = islice(numbers, cases)
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; output_dir has to be a folder")
     write = partial(_write_case, folder, seed, size, spacing, variety)
     with tqdm(total=cases, desc="phantoms", unit="case") as bar:
         paths = []
-        for pair in map(write, range(cases)) if processes == 1 else _map_in_processes(write, cases, processes):
+        for pair in map(write, numbers) if processes == 1 else _map_in_processes(write, numbers, processes):
             paths.append(pair)
             bar.update()
     return paths
@@ -73,12 +83,16 @@ def find_case_seed(seed: int, case: int) -> int:
     return int(np.random.SeedSequence([seed, case]).generate_state(1, np.uint64)[0])
 
 
+def _draw_liver_kind(seed: int, case: int) -> str:
+    return draw_patient_of_seed(find_case_seed(seed, case)).findings.liver_kind
+
+
 def _map_in_processes(
-    write: Callable[[int], tuple[Path, Path]], cases: int, processes: int
+    write: Callable[[int], tuple[Path, Path]], numbers: Iterable[int], processes: int
 ) -> Iterator[tuple[Path, Path]]:
     context = get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as executor:
-        yield from executor.map(write, range(cases))
+        yield from executor.map(write, numbers)
 
 
 def _write_case(
