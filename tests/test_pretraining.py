@@ -53,6 +53,12 @@ def test_rare_livers_of_a_pool_follow_the_other_patients(tmp_path):
     assert [number for number, kind in enumerate(kinds, 2) if kind in RARE_LIVER_KINDS] == numbers[2:]
 
 
+def test_a_pool_without_test_cases_is_refused_before_it_writes_any(tmp_path):
+    with pytest.raises(InputError, match=r"^test: .* at least 1, received 0$"):
+        write_pool(tmp_path / "pool", training=1, validation=1, test=0)
+    assert not (tmp_path / "pool").exists()
+
+
 def test_rare_livers_are_of_the_wide_variety_alone(tmp_path):
     with pytest.raises(InputError, match=r"^rare: .* received 1 and 'usual'$"):
         write_pool(tmp_path / "pool", training=1, validation=1, test=1, rare=1, variety="usual")

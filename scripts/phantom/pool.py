@@ -46,13 +46,16 @@ def write_pool(
     Raises:
         InputError: an argument is out of range, or ``output_dir`` is a file.
     """
+    sections = dict(zip(SECTIONS, (training, validation, test), strict=True))
+    for section, cases in sections.items():
+        check_whole(section, cases, 1)
     check_whole("rare", rare, 0)
     if rare and variety != "wide":
         raise InputError(f"rare: there are such livers in variety 'wide' alone, received {rare} and {variety!r}")
     folder = Path(output_dir)
     datalist = {}
     options = {"spacing": (spacing_mm,) * 3, "variety": variety, "processes": processes}
-    for section, cases in zip(SECTIONS, (training, validation, test), strict=True):
+    for section, cases in sections.items():
         pairs = write_phantoms(folder / section, cases, FIRST_SEEDS[section] + seed, **options)
         if rare and section == "training":
             options_of_rare = options | {"first": cases, "liver_kinds": RARE_LIVER_KINDS}
