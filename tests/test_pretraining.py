@@ -65,6 +65,12 @@ def test_rare_livers_are_of_the_wide_variety_alone(tmp_path):
     assert not (tmp_path / "pool").exists()
 
 
+@pytest.mark.parametrize("options", [{"variety": "wide", "liver_kinds": ["huge"]}, {"liver_kinds": ["small"]}])
+def test_livers_that_no_phantom_has_are_refused(tmp_path, options):
+    with pytest.raises(InputError, match=r"^liver_kinds: wide phantoms have usual, "):
+        write_phantoms(tmp_path, 1, **options)
+
+
 def test_weights_are_averaged_and_inference_needs_nothing_but_them(tmp_path):
     cases, path = tmp_path / "cases", tmp_path / "weights.pt"
     write_pool(cases, training=4, validation=1, test=1, spacing_mm=9.0)

@@ -32,7 +32,7 @@ def write_phantoms(
     variety: str = "usual",
     processes: int = 1,
     first: int = 0,
-    liver_kinds: Collection[str] = LIVER_KINDS,
+    liver_kinds: Collection[str] | None = None,
 ) -> list[tuple[Path, Path]]:
     """Write ``volume-N.nii.gz`` and ``segmentation-N.nii.gz`` for N = 0 ... ``cases`` - 1, as LiTS names them.
 
@@ -48,7 +48,7 @@ def write_phantoms(
         variety: "usual" or "wide".
         processes: how many work at the same time.
         first: the first N.
-        liver_kinds: of wide ones write those alone that have such a liver, ``cases`` of them; any other N is left out.
+        liver_kinds: write ``cases`` wide ones that have such a liver, and leave out any other N; None takes all.
 
     Returns:
         The (volume, segmentation) paths.
@@ -58,12 +58,15 @@ def write_phantoms(
     """
     check_whole("cases", cases, 1)
     check_whole("seed", seed, 0)
+    check_whole("first", first, 0)
     check_whole("processes", processes, 1)
     check_grid(size, spacing)
     if variety not in VARIETIES:
         raise InputError(f"variety: expected one of {', '.join(VARIETIES)}, received {variety!r}")
     numbers = count(first)
-    if variety == "wide" and not set(LIVER_KINDS) <= set(liver_kinds):
+    if liver_kinds is not None:
+        if variety != "wide" or not set(liver_kinds) <= set(LIVER_KINDS):
+            raise InputError(f"liver_kinds: wide phantoms have {', '.join(LIVER_KINDS)}, received {liver_kinds!r}")
         numbers = filter(lambda number: _draw_liver_kind(seed, number) in liver_kinds, numbers)
     numbers = islice(numbers, cases)
     folder = Path(output_dir)
