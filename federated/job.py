@@ -8,7 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-import fire
 import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
@@ -16,7 +15,8 @@ from monai.utils import set_determinism
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.errors import InputError, report_input_errors  # noqa: E402
+from scripts.commands import run_command  # noqa: E402
+from scripts.errors import InputError  # noqa: E402
 from scripts.files import write_weights  # noqa: E402
 
 try:
@@ -71,5 +71,4 @@ def main(
 
 
 if __name__ == "__main__":
-    report_input_errors()
-    fire.Fire(main)
+    run_command(main)

@@ -14,11 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import fire  # noqa: E402
 from monai.bundle import ConfigParser  # noqa: E402
 
+from scripts.commands import run_command  # noqa: E402
 from scripts.data import class_names, describe_classes  # noqa: E402
-from scripts.errors import InputError, report_input_errors  # noqa: E402
+from scripts.errors import InputError  # noqa: E402
 from scripts.files import sha256  # noqa: E402
 from scripts.pack import NAME, list_files  # noqa: E402
 from scripts.settings import read_settings, settings_file  # noqa: E402
@@ -134,5 +134,4 @@ def start(
 
 
 if __name__ == "__main__":
-    report_input_errors()
-    fire.Fire(start)
+    run_command(start)

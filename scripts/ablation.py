@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 from tqdm import tqdm
 
 from scripts.cases import PAPER_MIN_SLICES
+from scripts.commands import run_command
 from scripts.data import make_datalist
-from scripts.errors import InputError, report_input_errors
+from scripts.errors import InputError
 from scripts.files import write_table, written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -299,8 +299,7 @@ def run_ablation(
 
 def main() -> None:
     """Run from the command line; the exit status is 1 if a variant failed."""
-    report_input_errors()
-    sys.exit(0 if fire.Fire(_command, serialize=lambda succeeded: None) else 1)
+    sys.exit(0 if run_command(_command) else 1)
 
 
 def _command(

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-import fire
 import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
+from scripts.commands import run_command
 from scripts.files import written_whole
 from scripts.networks import MPUNet
 
@@ -253,4 +253,4 @@ def main(path: str = "docs/architecture.svg") -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -7,10 +7,10 @@ import os
 import re
 from collections.abc import Mapping
 
-import fire
 from torch import Tensor
 
-from scripts.errors import InputError, report_input_errors
+from scripts.commands import run_command
+from scripts.errors import InputError
 from scripts.files import read_checkpoint, write_weights
 from scripts.networks import MPUNet, UNet
 from scripts.settings import settings_file
@@ -108,5 +108,4 @@ def convert(checkpoint: str, output: str, network: str = "mpunet") -> None:
 
 
 if __name__ == "__main__":
-    report_input_errors()
-    fire.Fire(convert)
+    run_command(convert)

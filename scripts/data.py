@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fire
 import ignite.distributed as idist
 from tqdm.contrib.concurrent import thread_map
 
@@ -37,7 +36,8 @@ from scripts.cases import (
     read_json,
     shared_folder,
 )
-from scripts.errors import InputError, report_input_errors
+from scripts.commands import run_command
+from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.knobs import is_true
 
@@ -387,8 +387,7 @@ def check(
 
 def main() -> None:
     """Run the command line."""
-    report_input_errors()
-    fire.Fire({"make": make, "check": check}, name="scripts.data")
+    run_command({"make": make, "check": check}, name="scripts.data")
 
 
 if __name__ == "__main__":

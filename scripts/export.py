@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import fire
 from monai.bundle import ConfigParser, ckpt_export, onnx_export
 
 from scripts.cases import read_json
+from scripts.commands import run_command
 from scripts.data import describe_classes
-from scripts.errors import InputError, report_input_errors
+from scripts.errors import InputError
 from scripts.files import read_weights, written_whole
 from scripts.handlers import existing_file
 from scripts.knobs import is_true
@@ -191,8 +191,7 @@ def main(
 
 
 if __name__ == "__main__":
-    report_input_errors()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # PyTorch's exporter prints signs that not every locale has
     arguments = sys.argv[1:]
-    fire.Fire(main, ["--", "--help"] if "--help" in arguments else arguments)  # else it takes it for a knob
+    run_command(main, ["--", "--help"] if "--help" in arguments else arguments)  # else it takes it for a knob

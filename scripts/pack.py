@@ -10,9 +10,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import fire
-
-from scripts.errors import InputError, report_input_errors
+from scripts.commands import run_command
+from scripts.errors import InputError
 from scripts.files import sha256, written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,5 +110,4 @@ def main(output_dir: str = "dist", weights_url: str = "") -> None:
 
 
 if __name__ == "__main__":
-    report_input_errors()
-    fire.Fire(main)
+    run_command(main)

@@ -9,14 +9,14 @@ import io
 import os
 from collections.abc import Iterator
 
-import fire
 import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from scripts.cases import Case, find_cases
-from scripts.errors import InputError, report_input_errors
+from scripts.commands import run_command
+from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.headers import explain_unreadable
 from scripts.knobs import check_whole
@@ -97,8 +97,7 @@ def _read_slices(file: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def main() -> None:
     """Run the command line."""
-    report_input_errors()
-    fire.Fire(draw_sheet)
+    run_command(draw_sheet)
 
 
 if __name__ == "__main__":

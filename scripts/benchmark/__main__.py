@@ -2,10 +2,8 @@
 
 import sys
 
-import fire
-
 from scripts.benchmark.run import PEER_WINDOWS, run_benchmark
-from scripts.errors import report_input_errors
+from scripts.commands import run_command
 
 
 def _command(
@@ -37,8 +35,7 @@ def _command(
 
 def main() -> None:
     """Run from the command line; the exit status is 1 if a measurement failed."""
-    report_input_errors()
-    sys.exit(0 if fire.Fire(_command, serialize=lambda succeeded: None) else 1)
+    sys.exit(0 if run_command(_command) else 1)
 
 
 if __name__ == "__main__":

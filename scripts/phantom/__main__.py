@@ -1,8 +1,6 @@
 """Write LiTS-named CTs of made-up patients: ``python -m scripts.phantom --output_dir D --cases N --seed S``."""
 
-import fire
-
-from scripts.errors import report_input_errors
+from scripts.commands import run_command
 from scripts.phantom.write import write_phantoms
 
 
@@ -34,8 +32,7 @@ def _write_and_say_where(
 
 
 def main() -> None:
-    report_input_errors()
-    fire.Fire(_write_and_say_where)
+    run_command(_write_and_say_where)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ import json
 import os
 from pathlib import Path
 
-import fire
-
+from scripts.commands import run_command
 from scripts.data import SECTIONS
-from scripts.errors import InputError, report_input_errors
+from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.knobs import check_whole
 from scripts.phantom.write import write_phantoms
@@ -71,5 +70,4 @@ def write_pool(
 
 
 if __name__ == "__main__":
-    report_input_errors()
-    fire.Fire(write_pool)
+    run_command(write_pool)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fire
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from scripts.errors import InputError, report_input_errors
+from scripts.commands import run_command
+from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.headers import explain_unreadable
 
@@ -220,8 +220,7 @@ def tabulate(evaluation_dir: str | os.PathLike, output_file: str | os.PathLike |
 
 def main() -> None:
     """Run the command line."""
-    report_input_errors()
-    fire.Fire(tabulate)
+    run_command(tabulate)
 
 
 if __name__ == "__main__":
