@@ -124,11 +124,19 @@ def test_an_option_makes_another_network(name):
         ({"attention_heads": 3}, "3 heads and reduction 8 needs channels divisible by 24, got 16"),
         ({"patch_size": 2, "position_attention": False}, "position_attention is off"),
         ({"fusion_weights": True, "pyramid_pooling": (1, 2)}, "got both"),
+        ({"multi_scale": "maybe"}, "'maybe': is no switch"),
     ],
 )
-def test_options_that_contradict_are_refused(options, message):
+def test_options_that_contradict_or_mean_nothing_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MPUNet(**NARROW, **options)
+
+
+@pytest.mark.parametrize("name", [name for name, options in OPTIONS.items() if bool in map(type, options.values())])
+def test_a_switch_may_be_text_as_the_command_line_gives_it(name):
+    as_text = {key: str(value).lower() if isinstance(value, bool) else value for key, value in OPTIONS[name].items()}
+    assert MPUNet(**NARROW, **as_text).state_dict().keys() == build(name).state_dict().keys()
+    assert MPUNet(**NARROW, fusion_weights="false").settings["fusion_weights"] is False
 
 
 # --- attention -----------------------------------------------------------------------------------------------------

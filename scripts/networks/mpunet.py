@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from scripts.knobs import is_true
 from scripts.networks.attention import (
     ATTENTION_REDUCTION,
     AttentionGate,
@@ -127,7 +128,8 @@ class MPUNet(nn.Module):
     Raises:
         ValueError: for other than five ``channels`` or ``elu_alpha``, for channels that ``attention_heads *
             attention_reduction`` does not divide where there is attention, for ``attention_levels`` outside 1-5, for
-            ``patch_size`` without ``position_attention``, or for two ways of fusion.
+            ``patch_size`` without ``position_attention``, for two ways of fusion, or for a switch (which may be text,
+            as a command line gives it) that is neither true nor false.
     """
 
     def __init__(
@@ -156,6 +158,11 @@ class MPUNet(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
+        deep_supervision, position_attention, attention_gates = map(
+            is_true, (deep_supervision, position_attention, attention_gates)
+        )
+        attention_scaled, cross_attention, multi_scale = map(is_true, (attention_scaled, cross_attention, multi_scale))
+        fusion_weights, checkpointing = map(is_true, (fusion_weights, checkpointing))
         alphas = [float(elu_alpha)] * 5 if isinstance(elu_alpha, int | float) else [float(a) for a in elu_alpha]
         if len(channels) != 5 or len(alphas) != 5:
             raise ValueError(f"MPUNet has five levels, got channels {list(channels)} and elu_alpha {alphas}")
