@@ -201,6 +201,8 @@ def draw_tumours(rng: np.random.Generator, trunk: Trunk, liver: Liver, phase: st
     x, y, z = points.T
     depth = -liver.distance_mm(x, y, z, trunk.cavity_mm(x, y, z), trunk.diaphragm_mm(x, y, z))
     points, depth = points[depth > 3], depth[depth > 3]
+    if not len(points):
+        return ()
     # Tumours of one patient resemble each other.
     hyper = rng.random() < {"native": 0.05, "arterial": 0.5, "portal": 0.15, "late": 0.1}[phase]
     contrast = rng.uniform(18, 65) if hyper else -rng.uniform(14, 62)

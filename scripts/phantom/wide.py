@@ -74,6 +74,15 @@ def _draw_scan(rng: np.random.Generator, trunk: WholeTrunk) -> WideScan:
     )
 
 
+def _grow_remnant(rng: np.random.Generator, left: Ellipsoid, plane: Ellipsoid) -> tuple[Ellipsoid, Ellipsoid]:
+    """The left lobe, and the plane it was cut along, weeks after the right one is gone: it fills some of that room."""
+    (x, y, z), grown = left.centre, rng.uniform(1.1, 1.45)
+    x += max(rng.uniform(30, 60) - (x + left.half_axes[0]), 0.0)  # nobody's right lobe is taken who has no left one
+    left = replace(left, centre=(x, y, z), half_axes=tuple(grown * half for half in left.half_axes))
+    (x, y, z), shift = plane.centre, rng.uniform(20, 50)
+    return left, replace(plane, centre=(x - shift, y, z))
+
+
 def _draw_wide_liver(
     rng: np.random.Generator, trunk: WholeTrunk, vessels: tuple[Capsule, ...], kidney: Ellipsoid
 ) -> tuple[Liver, list[Capsule], str]:
@@ -120,7 +129,10 @@ def _draw_wide_liver(
     if kind in ("right", "left"):  # what a resection has left
         cut = rng.uniform(-45, 5)
         side = 400.0 if kind == "right" else -400.0
-        carved.append((Ellipsoid((cut + side, 0.0, -80.0), (400.0, 1500.0, 1500.0), rng.uniform(-15, 15)), 0.0))
+        plane = Ellipsoid((cut + side, 0.0, -80.0), (400.0, 1500.0, 1500.0), rng.uniform(-15, 15))
+        if kind == "left":
+            left, plane = _grow_remnant(rng, left, plane)
+        carved.append((plane, 0.0))
     liver = replace(
         liver,
         right=right,
