@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from scripts.commands import run_command  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
 from scripts.files import write_weights  # noqa: E402
+from scripts.knobs import check_keys  # noqa: E402
 
 try:
     from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
@@ -43,6 +44,7 @@ def main(
     sites = sorted(path.name for path in Path(dataset_dir).iterdir() if path.is_dir())
     output = Path(output_dir).resolve()
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.json"))
+    check_keys(overrides, parser, "option of the job and no key of configs/train.json")
     parser.update(overrides)
     network = parser["network_def"]
     arguments = {key: parser.get_parsed_content(f"network_def::{key}") for key in network if not key.startswith("_")}

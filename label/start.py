@@ -114,7 +114,7 @@ def start(
         target: what the weights find, of liver, tumor, liver_and_tumor; by default as they were trained.
         weights: file of them; by default models/model.pt.
     """
-    is_url = str(studies).startswith(("http://", "https://"))
+    is_url = studies.startswith(("http://", "https://"))
     if not is_url and not Path(studies).is_dir():
         raise InputError(f"{studies}: no such folder; give a folder of images or the URL of a DICOMweb server")
     app = Path(app_dir).resolve()
@@ -129,7 +129,7 @@ def start(
     print(CLICKS.format(**words), flush=True)
     os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # where dcmqi's programs are
     os.environ.setdefault("MONAI_LABEL_AUTO_UPDATE_SCORING", "false")  # it would score all images at once, at the start
-    arguments = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
+    arguments = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "monailabel.main", *arguments])
 
 

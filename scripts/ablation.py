@@ -26,6 +26,7 @@ from scripts.commands import run_command
 from scripts.data import make_datalist
 from scripts.errors import InputError
 from scripts.files import write_table, written_whole
+from scripts.knobs import check_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 # column → what of a run it is; each is a mean over the test cases that have it
@@ -271,7 +272,9 @@ def run_ablation(
     """
     settings, known = read_plan(config_file)
     names = choose_variants(known, variants)
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    seeds = list(seeds) if isinstance(seeds, Sequence) and not isinstance(seeds, str) else [seeds]
+    for seed in seeds:
+        check_whole("seeds", seed, 0)
     root = Path(output_dir).absolute()
     cases = root / "cases.json"  # one split for all seeds
     shared = settings | {"dataset_dir": str(cases)}
@@ -319,7 +322,7 @@ def _command(
         config_file: the plan: settings and variants.
     """
     names = variants.split(",") if isinstance(variants, str) else variants
-    return run_ablation(str(dataset_dir), str(output_dir), [name.strip() for name in names], seeds, str(config_file))
+    return run_ablation(dataset_dir, output_dir, [name.strip() for name in names], seeds, config_file)
 
 
 if __name__ == "__main__":

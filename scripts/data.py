@@ -387,7 +387,7 @@ def check(
 
 def main() -> None:
     """Run the command line."""
-    run_command({"make": make, "check": check}, name="scripts.data")
+    run_command({"make": make, "check": check})
 
 
 if __name__ == "__main__":

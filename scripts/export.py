@@ -24,7 +24,7 @@ from scripts.data import describe_classes
 from scripts.errors import InputError
 from scripts.files import read_weights, written_whole
 from scripts.handlers import existing_file
-from scripts.knobs import is_true
+from scripts.knobs import check_keys
 from scripts.manifest import merged_config
 from scripts.networks.exported import SETTINGS
 
@@ -74,10 +74,8 @@ def resolve(
         ConfigParser.load_config_files([str(existing_file(file, "give others by --config_file")) for file in files])
     )
     ckpt_path = parser["ckpt_path"]
-    for key, value in overrides.items():
-        if key.replace("#", "::").split("::")[0] not in parser:
-            raise InputError(f"--{key}: is no option of the export and no key of {files[0]}; mend it")
-        parser[key] = value
+    check_keys(overrides, parser, f"option of the export and no key of {files[0]}")
+    parser.update(overrides)
     parser["ckpt_path"] = str(weights)
     ids = {name: id_ for name, id_ in setting_ids(read_json(CONFIG)).items() if id_ in parser}
     settings = {name: parser.get_parsed_content(id_) for name, id_ in ids.items()}
@@ -174,7 +172,7 @@ def main(
     weights: str = "models/model.pt",
     output_dir: str = "models",
     config_file: str | Sequence[str] = str(CONFIG),
-    onnx: bool | str = True,
+    onnx: bool = True,
     **overrides: Any,
 ) -> None:
     """Write the network with WEIGHTS (NAME.pt) as OUTPUT_DIR/NAME.ts and NAME.onnx.
@@ -186,12 +184,11 @@ def main(
         onnx: false: TorchScript alone.
         overrides: any knob of the config, such as --target or --roi_size (of the ONNX file's one window).
     """
-    exported = export(str(weights), str(output_dir), config_file, is_true(onnx), **overrides)
+    exported = export(weights, output_dir, config_file, onnx, **overrides)
     print("\n".join(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in exported))
 
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # PyTorch's exporter prints signs that not every locale has
-    arguments = sys.argv[1:]
-    run_command(main, ["--", "--help"] if "--help" in arguments else arguments)  # else it takes it for a knob
+    run_command(main)

@@ -103,7 +103,7 @@ def main(output_dir: str = "dist", weights_url: str = "") -> None:
         output_dir: where to write the zip.
         weights_url: of the folder to which you upload the weights, instead of having them in the zip.
     """
-    path = pack(str(output_dir), weights_url=str(weights_url))
+    path = pack(output_dir, weights_url=weights_url)
     weights = [f"{name} ({(ROOT / name).stat().st_size / 1e6:.1f} MB)" for name in list_files() if is_weights(name)]
     to_upload = f"to upload to {weights_url}" if weights_url else "in it"
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB), weights {to_upload}: {', '.join(weights) or 'none'}")

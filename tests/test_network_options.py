@@ -1,5 +1,6 @@
 """The modules of the paper's text that the release does not have: each option of MPUNet, alone and all at once."""
 
+import inspect
 import math
 
 import numpy as np
@@ -124,7 +125,6 @@ def test_an_option_makes_another_network(name):
         ({"attention_heads": 3}, "3 heads and reduction 8 needs channels divisible by 24, got 16"),
         ({"patch_size": 2, "position_attention": False}, "position_attention is off"),
         ({"fusion_weights": True, "pyramid_pooling": (1, 2)}, "got both"),
-        ({"multi_scale": "maybe"}, "'maybe': is no switch"),
     ],
 )
 def test_options_that_contradict_or_mean_nothing_are_refused(options, message):
@@ -132,11 +132,32 @@ def test_options_that_contradict_or_mean_nothing_are_refused(options, message):
         MPUNet(**NARROW, **options)
 
 
-@pytest.mark.parametrize("name", [name for name, options in OPTIONS.items() if bool in map(type, options.values())])
+SWITCHES = [name for name, each in inspect.signature(MPUNet).parameters.items() if isinstance(each.default, bool)]
+
+
+@pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_may_be_text_as_the_command_line_gives_it(name):
-    as_text = {key: str(value).lower() if isinstance(value, bool) else value for key, value in OPTIONS[name].items()}
-    assert MPUNet(**NARROW, **as_text).state_dict().keys() == build(name).state_dict().keys()
-    assert MPUNet(**NARROW, fusion_weights="false").settings["fusion_weights"] is False
+    others = {"attention_heads": 2} if name == "attention_scaled" else {}
+    image = torch.randn(1, 1, 32, 32, 16, generator=torch.Generator().manual_seed(0))
+
+    def run(value):
+        torch.manual_seed(0)
+        network = MPUNet(**NARROW, **others, **{name: value}).eval()
+        with torch.inference_mode():
+            return network, network(image)
+
+    for value in (True, False):
+        (written, output), (meant, expected) = run(str(value).lower()), run(value)
+        assert written.settings == meant.settings
+        assert written.state_dict().keys() == meant.state_dict().keys()
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=f"^{name}: 'maybe': is no switch"):
+        MPUNet(**NARROW, **{name: "maybe"})
+
+
+def test_switches_of_training_are_not_text_inside():
+    assert MPUNet(**NARROW, deep_supervision="false").deep_supervision is False
+    assert MPUNet(**NARROW, checkpointing="false").checkpointing is False
 
 
 # --- attention -----------------------------------------------------------------------------------------------------

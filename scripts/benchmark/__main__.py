@@ -30,7 +30,7 @@ def _command(
         quick: small images: minutes, and figures that say nothing.
         fresh: measure again what is there.
     """
-    return run_benchmark(str(output_dir), only, repeats, peer_repeats, windows, ckpt_path, device, quick, fresh)
+    return run_benchmark(output_dir, only, repeats, peer_repeats, windows, ckpt_path, device, quick, fresh)
 
 
 def main() -> None:

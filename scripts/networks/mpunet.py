@@ -158,11 +158,14 @@ class MPUNet(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        deep_supervision, position_attention, attention_gates = map(
-            is_true, (deep_supervision, position_attention, attention_gates)
-        )
-        attention_scaled, cross_attention, multi_scale = map(is_true, (attention_scaled, cross_attention, multi_scale))
-        fusion_weights, checkpointing = map(is_true, (fusion_weights, checkpointing))
+        deep_supervision = is_true(deep_supervision, "deep_supervision")
+        position_attention = is_true(position_attention, "position_attention")
+        attention_gates = is_true(attention_gates, "attention_gates")
+        attention_scaled = is_true(attention_scaled, "attention_scaled")
+        cross_attention = is_true(cross_attention, "cross_attention")
+        multi_scale = is_true(multi_scale, "multi_scale")
+        fusion_weights = is_true(fusion_weights, "fusion_weights")
+        checkpointing = is_true(checkpointing, "checkpointing")
         alphas = [float(elu_alpha)] * 5 if isinstance(elu_alpha, int | float) else [float(a) for a in elu_alpha]
         if len(channels) != 5 or len(alphas) != 5:
             raise ValueError(f"MPUNet has five levels, got channels {list(channels)} and elu_alpha {alphas}")

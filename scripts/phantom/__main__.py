@@ -26,7 +26,7 @@ def _write_and_say_where(
         processes: how many work at the same time; the files are the same.
     """
     spacing = None if spacing_mm is None else (spacing_mm,) * 3
-    paths = write_phantoms(str(output_dir), cases, seed, size, spacing, variety, processes)
+    paths = write_phantoms(output_dir, cases, seed, size, spacing, variety, processes)
     many = "1 case is" if len(paths) == 1 else f"{len(paths)} cases are"
     print(f"{many} in {paths[0][0].parent} (volume-N.nii.gz, segmentation-N.nii.gz)")
 

@@ -194,7 +194,10 @@ def _draw_vessel_tree(
 
 
 def draw_tumours(rng: np.random.Generator, trunk: Trunk, liver: Liver, phase: str) -> tuple[Tumour, ...]:
-    """0 to 8 tumours with their centres inside the liver, 5 to 60 mm across whatever the patient's scale."""
+    """0 to 8 tumours with their centres inside the liver, 5 to 60 mm across whatever the patient's scale.
+
+    If there is hardly any liver, none.
+    """
     count = 0 if rng.random() < 0.22 else min(MAX_TUMOURS, int(rng.geometric(0.33)))
     low, high = liver.bounds_mm()
     points = rng.uniform(low, high, (6000, 3)).astype(np.float32)

@@ -35,7 +35,7 @@ def write_pool(
         test: to measure them by.
         rare: how many more to train on, whose liver is of `RARE_LIVER_KINDS`; with variety "wide" alone.
         seed: the same seed gives the same patients; not those of another section, though of seed S + 2 the patients to
-            train on are those that seed S tests with.
+            train on are those that seed S tests with, and of S + 1001 those that it validates with.
         variety: "wide" or "usual".
         spacing_mm: of the voxels along every axis.
         processes: how many work at the same time; the files are the same.
