@@ -39,9 +39,12 @@ def main(
         local_epochs: of each site in each round.
         overrides: any knob of configs/train.json.
     """
+    folder = Path(dataset_dir)
+    sites = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not sites:
+        raise InputError(f"{folder}: has no folders; give one as --dataset_dir with a folder of cases for each site")
     if FedAvgRecipe is None:
         raise InputError("nvflare: is not installed; pip install -r requirements-nvflare.txt")
-    sites = sorted(path.name for path in Path(dataset_dir).iterdir() if path.is_dir())
     output = Path(output_dir).resolve()
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.json"))
     check_keys(overrides, parser, "option of the job and no key of configs/train.json")
@@ -51,7 +54,7 @@ def main(
     set_determinism(parser.get_parsed_content("seed"))
     write_weights(parser.get_parsed_content("network_def").state_dict(), output / "initial.pt")
     job = {
-        "bundle_root": str(ROOT), "dataset_dir": str(Path(dataset_dir).resolve()), "output_dir": str(output / "sites"),
+        "bundle_root": str(ROOT), "dataset_dir": str(folder.resolve()), "output_dir": str(output / "sites"),
         "local_epochs": local_epochs, "overrides": overrides,
     }  # fmt: skip
     (output / "job.json").write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")

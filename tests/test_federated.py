@@ -1,6 +1,8 @@
 """MONAI's federated client runs the bundle's own configs: it needs no file of weights; metrics and steps come back."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,3 +45,15 @@ def test_monai_s_federated_client_measures_and_trains_the_weights_it_is_given(al
         assert all(0 < step < 2 * TINY["learning_rate"] for step in moved)
         with open(tmp_path / "run/training.csv", encoding="utf-8", newline="") as file:
             assert [row["epoch"] for row in csv.DictReader(file)] == list(map(str, range(1, rounds + 1)))
+
+
+@pytest.mark.parametrize("folder", ["missing", "without-sites"])
+def test_a_job_needs_a_folder_for_each_site(tmp_path, folder):
+    (tmp_path / "without-sites").mkdir()
+    result = subprocess.run(
+        [sys.executable, "federated/job.py", "--dataset_dir", str(tmp_path / folder)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].endswith("with a folder of cases for each site")
+    assert "Traceback" not in result.stderr

@@ -22,6 +22,7 @@ PHASE_RANGES_HU = {  # in the order of PHASES
     "muscle": ((48, 66), (50, 70), (54, 80), (54, 76)),
     "heart_wall": ((40, 52), (75, 115), (90, 125), (85, 110)),
 }
+MOST_FAT_HU = 55  # a fatty liver is darker than any other of its phase by at most; it takes up contrast agent too
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Part:
 
 def draw_hu(rng: np.random.Generator, phase: str) -> dict[str, float]:
     hu = {tissue: rng.uniform(*ranges[PHASES.index(phase)]) for tissue, ranges in PHASE_RANGES_HU.items()}
-    fatty_drop = rng.uniform(15, 55) if rng.random() < 0.15 else 0.0
+    fatty_drop = rng.uniform(15, MOST_FAT_HU) if rng.random() < 0.15 else 0.0
     hu["spleen"] = hu["liver"] + hu["spleen_minus_liver"]
     hu["liver"] -= fatty_drop
     hu["portal"] = hu["liver"] + fatty_drop + hu["portal_minus_liver"]
@@ -72,16 +73,17 @@ def draw_wide_hu(rng: np.random.Generator, phase: str) -> dict[str, float]:
         spread = {"fat": 5, "lung": 40, "marrow": 50, "bile": 6, "aorta": 15, "cava": 12}.get(tissue, 5)
         blood = hu[tissue] if tissue in ("fat", "lung", "marrow", "bile") else 45 + dose * (hu[tissue] - 45)
         hu[tissue] = float(blood + rng.normal(0, spread))
+    fattiest = PHASE_RANGES_HU["liver"][PHASES.index(phase)][0] - MOST_FAT_HU
     kind = rng.random()
     if kind < 0.22:
-        hu["liver"] -= rng.uniform(8, 75)  # fat
+        hu["liver"] += rng.uniform(0.1, 1) * (fattiest - hu["liver"])
     elif kind < 0.28:
         hu["liver"] += rng.uniform(8, 35)  # iron, amiodarone
     elif kind < 0.48:
         hu["liver"] = hu["spleen"] + rng.normal(0, 4)
     elif kind < 0.58:
         hu["liver"] = hu["muscle"] + rng.normal(0, 6)
-    hu["liver"] = float(np.clip(hu["liver"], -10, 170))
+    hu["liver"] = float(np.clip(hu["liver"], fattiest, 170))
     if rng.random() < 0.2:  # little contrast between the vessels and the liver
         for vein in ("portal", "hepatic"):
             hu[vein] = hu["liver"] + rng.normal(0, 8)
