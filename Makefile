@@ -62,8 +62,9 @@ demo-training: venv
 pretrain: venv
 	$(RUN) -m scripts.phantom.pool --output_dir $(PRETRAIN)/cases --rare 80 --processes 2
 	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json']" --dataset_dir $(PRETRAIN)/cases
-	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/pretrain.json','configs/evaluate.json']" --dataset_dir $(PRETRAIN)/cases
-	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json','configs/pretrain_tumor.json']" --dataset_dir $(PRETRAIN)/cases --pretrained $(PRETRAIN)/model.pt
+	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json','configs/pretrain_refine.json']" --dataset_dir $(PRETRAIN)/cases
+	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/pretrain.json','configs/pretrain_refine.json','configs/evaluate.json']" --dataset_dir $(PRETRAIN)/cases
+	$(BUNDLE) training --config_file "['configs/train.json','configs/pretrain.json','configs/pretrain_tumor.json']" --dataset_dir $(PRETRAIN)/cases --pretrained $(PRETRAIN)_refine/model.pt
 	$(BUNDLE) evaluating --config_file "['configs/train.json','configs/pretrain.json','configs/pretrain_tumor.json','configs/evaluate.json']" --dataset_dir $(PRETRAIN)/cases
 
 test: venv

@@ -25,6 +25,7 @@ OVERLAYS = {  # overlay → the configs it lies over
     "demo": ["train", "inference"],
     "pretrain": ["train"],
     "pretrain_gpu": ["train"],
+    "pretrain_refine": ["train"],
     "pretrain_tumor": ["train"],
     "finetune": ["train"],
     "warmup": ["train"],
@@ -43,7 +44,8 @@ TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_d
 }  # fmt: skip
 FINISHING = ("largest_component", "tumor_inside_liver", "min_island_mm3", "fill_holes")
 NEW_KEYS = {
-    "pretrain": {"ema", "ema_momentum", "run_state::averaged", "train::trainer::prepare_batch"},
+    "pretrain": {"ema", "ema_momentum", "run_state::averaged", "train::trainer::prepare_batch", "variation"},
+    "pretrain_refine": {"ema_momentum", "variation"},
     "pretrain_gpu": {"patients_per_epoch", "train::patient", "train::plain"},
     "finetune": {"freeze_encoder", "frozen_layers"},
     "warmup": {"warmup_epochs"},

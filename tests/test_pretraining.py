@@ -95,6 +95,30 @@ def test_weights_are_averaged_and_inference_needs_nothing_but_them(tmp_path):
     assert mask.shape == image.shape
 
 
+def test_the_last_passes_begin_with_weights_and_vary_every_crop_less(tmp_path):
+    cases, folder = tmp_path / "cases", tmp_path / "refined"
+    write_pool(cases, training=2, validation=1, test=1, spacing_mm=9.0)
+    begin = tmp_path / "model.pt"
+    settings = SMALL | {"dataset_dir": str(cases), "max_epochs": 1, "val_interval": 1}
+    run_bundle("train", "pretrain", **settings | {"output_dir": str(begin.parent), "ckpt_path": str(begin)})
+    settings |= {"output_dir": str(folder), "pretrained": str(begin)}
+    run_bundle("train", "pretrain", "pretrain_refine", **settings)
+    kept, begun = (torch.load(path, weights_only=True) for path in (folder / "model.pt", begin))
+    assert 0 < (kept["heads.0.weight"] - begun["heads.0.weight"]).abs().max() < 0.01
+
+    def read_strengths(*names):
+        paths = [str(ROOT / f"configs/{name}.json") for name in ("train", *names)]
+        config = ConfigParser(ConfigParser.load_config_files(paths))
+        affine, smooth, resolution, histogram, scale, shift, noise = (
+            config.get_parsed_content(f"train::random_transforms::{index}") for index in range(3, 10)
+        )
+        probabilities = [each.prob for each in (affine, smooth, resolution, histogram, noise)]
+        return np.array([*probabilities, scale.scaler.factors[1], shift.shifter.offsets[1]])
+
+    np.testing.assert_array_equal(read_strengths("pretrain"), [0.5, 0.25, 0.15, 0.2, 0.3, 0.15, 0.1])
+    assert (read_strengths("pretrain", "pretrain_refine") < read_strengths("pretrain")).all()
+
+
 def test_weights_for_tumours_begin_with_the_liver_s_and_crop_around_tumours(tmp_path):
     cases, folder = tmp_path / "cases", tmp_path / "tumor"
     write_pool(cases, training=3, validation=1, test=1, spacing_mm=9.0)
