@@ -32,6 +32,7 @@ from scripts.errors import InputError, find_input_error
 from scripts.files import written_whole
 from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, explain_unreadable, output_name
 from scripts.inferers import DeviceInferer
+from scripts.masks import reaches_border
 from scripts.preview import draw_preview
 from scripts.records import Records
 from scripts.scans import MODALITY, check_file, is_dicom
@@ -364,7 +365,9 @@ class CaseReports:
             for index, name in enumerate(self.class_names[1:], start=1):
                 voxels = int((classes == index).count_nonzero())
                 row |= {f"{name}_voxels": voxels, f"{name}_ml": round(voxels * voxel_ml, 3)}
+            row["cut_off"] = reaches_border(mask)
             volumes = ", ".join(f"{name} {row[f'{name}_ml']:.0f} ml" for name in self.class_names[1:])
+            volumes += ", cut off by the image's border" if row["cut_off"] else ""
             logger.info("%s: %s -> %s", source, volumes, mask_path)
             if self.preview:
                 image = self.load_image(source)

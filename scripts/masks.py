@@ -55,3 +55,9 @@ def remove_islands(mask: MetaTensor, min_mm3: float) -> MetaTensor:
         too_small[0] = False  # the outside
         cleaned[0][torch.from_numpy(too_small[pieces]).to(mask.device)] = index - 1
     return cleaned
+
+
+def reaches_border(mask: Tensor) -> bool:
+    """Return whether any foreground lies at a face of the image, where what is sought may go on."""
+    inside = mask[0] > 0
+    return any(bool(inside.select(axis, end).any()) for axis in range(inside.ndim) for end in (0, -1))

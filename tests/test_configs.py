@@ -1,5 +1,6 @@
 import json
 import tempfile
+import warnings
 
 import numpy as np
 import onnxruntime
@@ -357,7 +358,14 @@ def test_metadata_names_the_pinned_versions():
         "torch": metadata["pytorch_version"], "monai": metadata["monai_version"], "numpy": metadata["numpy_version"]
     }  # fmt: skip
     assert versions == read_pins("requirements.txt")
-    assert metadata["optional_packages_version"] == read_pins("requirements-dicom.txt")
+
+
+def test_monai_keeps_the_metadata_as_they_are():
+    parser = ConfigParser()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parser.read_meta(CONFIGS / "metadata.json")
+        assert parser["_meta_"] == read("metadata")
 
 
 def test_metadata_fulfils_the_schema():

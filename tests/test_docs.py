@@ -8,6 +8,7 @@ import re
 import pytest
 
 from scripts.networks import MPUNet
+from scripts.options import find_unused
 from tests import ROOT
 
 PAPER = (ROOT / "docs/paper.md").read_text(encoding="utf-8")
@@ -127,3 +128,31 @@ def test_knobs_md_has_the_defaults_of_the_configs(heading, name):
             assert json.loads(default.strip("`")) == value, key
         else:  # said in words, as the config computes it
             assert isinstance(value, list | dict) or value.startswith("$"), key
+
+
+def read_commands():
+    """(document, config files, options) of all `monai.bundle run` in the README, the documents and the Makefile."""
+    for path in (ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8").replace("$(BUNDLE)", "python -m monai.bundle run").replace("\\\n", " ")
+        for line in re.findall(r"monai\.bundle run(?: [^\n`]*)? --config_file [^\n`]+", text):
+            files = re.findall(r"configs/(\w+)\.json", re.search(r'--config_file ("\[.*?\]"|\S+)', line)[1])
+            yield path.name, files, re.findall(r"--([\w:#-]+)", line)
+
+
+COMMANDS = list(read_commands())
+
+
+def test_the_documents_have_commands():
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize(("document", "files", "options"), COMMANDS)
+def test_the_configs_of_a_documented_command_use_its_options(document, files, options):
+    config = {}
+    for name in files:
+        config |= {key: value for key, value in read_config(name).items() if "::" not in key and key[0] != "+"}
+        config |= {"in " + key: value for key, value in read_config(name).items() if "::" in key or key[0] == "+"}
+    assert files[0] in ("train", "inference")
+    own = {"config_file", "tracking"}
+    typed = [option for option in options if option not in own]
+    assert not find_unused(typed, {option.split("::")[0].split("#")[0]: "" for option in typed} | config), document

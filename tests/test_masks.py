@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.masks import drop_small_pieces, drop_tumors_outside_liver, remove_islands
+from scripts.masks import drop_small_pieces, drop_tumors_outside_liver, reaches_border, remove_islands
 
 SPACING_MM = (0.5, 2.0, 3.0)  # a voxel is 3 mm³
 
@@ -105,3 +105,15 @@ def test_the_mask_given_is_not_changed_and_its_grid_is_kept(clean):
     cleaned = clean(mask)
     assert torch.equal(mask, before)
     assert torch.equal(cleaned.affine, mask.affine)
+
+
+@pytest.mark.parametrize("end", range(6))
+def test_a_mask_is_cut_off_where_it_reaches_any_face_of_the_image(end):
+    mask = make_mask((1, np.s_[2:6, 2:4, 2:4]))
+    assert not reaches_border(mask)
+    mask[0].select(end // 2, -(end % 2))[2, 2] = 2
+    assert reaches_border(mask)
+
+
+def test_an_empty_mask_reaches_no_border():
+    assert not reaches_border(make_mask())

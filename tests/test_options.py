@@ -1,0 +1,78 @@
+"""An option that was typed for `monai.bundle run`, and that no config has, is refused before anything is done."""
+
+import subprocess
+import sys
+
+import pytest
+from monai.bundle import ConfigParser
+
+from scripts.errors import InputError
+from tests import ROOT
+
+
+def check(monkeypatch, config, *typed):
+    monkeypatch.setattr(sys, "argv", ["monai", "run", *typed])
+    check_item = {"_target_": "scripts.options.check_options"}
+    parser = ConfigParser(config | {"initialize": [check_item]})
+    try:
+        parser.get_parsed_content("initialize")
+    except RuntimeError as error:
+        raise error.__cause__ from None
+
+
+CONFIG = {
+    "preview": True,
+    "size": [4, 4, 4],
+    "spacing": 3.0,
+    "reports": {"_target_": "builtins.dict", "preview": "@preview", "size": "$max(@size)"},
+    "unused": 1,
+    "run": "$print(@spacing)",
+}
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("--preview", "false"),
+        ("--preview=false",),
+        ("--size", "[8,8,8]"),
+        ("--size#0", "8"),
+        ("--reports::preview", "false"),
+        ("--run", "$print(1)"),
+        ("--config_file", "configs/unused.json"),
+        ("training", "unused"),
+    ],
+)
+def test_options_that_the_config_uses_are_taken_and_so_are_monai_s_own(monkeypatch, typed):
+    check(monkeypatch, CONFIG, *typed)
+
+
+@pytest.mark.parametrize(
+    ("added", "typed", "hint"),
+    [
+        ({"previw": False}, ("--previw", "false"), "did you mean --preview?"),
+        ({"previw": False}, ("--previw=false",), "did you mean --preview?"),
+        ({"sizes": [8, 8, 8]}, ("--sizes", "[8,8,8]"), "did you mean --size?"),
+        ({"spacing_": {"x": 1}}, ("--spacing_::x", "1"), "did you mean --spacing?"),
+        ({"spac_ing": 2}, ("--spac-ing", "2"), "did you mean --spacing?"),
+        ({}, ("--unused", "2"), "docs/knobs.md has those that people use"),
+    ],
+)
+def test_an_option_that_nothing_uses_is_refused_and_one_like_it_named(monkeypatch, added, typed, hint):
+    with pytest.raises(InputError) as caught:
+        check(monkeypatch, CONFIG | added, *typed)
+    assert str(caught.value) == f"{typed[0].split('=')[0]}: these configs have no such setting; {hint}"
+
+
+def test_what_a_file_or_a_program_adds_is_not_looked_at(monkeypatch):
+    check(monkeypatch, CONFIG | {"previw": False}, "--preview", "false")
+
+
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_the_command_ends_with_one_line(config, tmp_path):
+    command = ["-m", "monai.bundle", "run", "--config_file", f"configs/{config}.json", "--output_dirr", str(tmp_path)]
+    process = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert last == "error: --output_dirr: these configs have no such setting; did you mean --output_dir?"
+    assert not list(tmp_path.iterdir())
