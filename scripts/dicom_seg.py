@@ -111,7 +111,9 @@ def read_headers(files: Sequence[PathLike]) -> list[Dataset]:
         header.decode()
         for keyword in NEEDED:
             if not header.get(keyword):
-                raise InputError(f"{file}: has no {keyword}, which a DICOM SEG refers to; export the series again")
+                raise InputError(
+                    f"{file}: has no {keyword}, which a DICOM SEG refers to; export or anonymise the series with it"
+                )
         for keyword in MAY_BE_EMPTY:
             try:
                 {"Date": DA, "Time": TM}.get(keyword[-4:], str)(header[keyword].value or "")

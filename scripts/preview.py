@@ -17,6 +17,7 @@ from scripts.files import written_whole
 WINDOW_HU = (-160.0, 240.0)  # abdominal window: level 40, width 400
 AIR_HU = -500.0
 CLASS_COLORS = ("#ff4040", "#ffd000", "#40c0ff")  # first, second, third foreground class
+BAR_MM = 50.0
 BORDERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # at the left, right, top, bottom border
 
 
@@ -62,8 +63,8 @@ def draw_preview(
 ) -> None:
     """Write a PNG with the axial, coronal and sagittal plane of a CT, the outline of each class on it.
 
-    The planes are those that show most of the last class present (the tumour, if any); axial as seen from the feet.
-    Air around the body is cut off.
+    The planes are those that show most of the last class present (the tumour, if any); axial as seen from the feet,
+    with its number, the window and a bar of 50 mm below it. Air around the body is cut off.
 
     Args:
         image: HU ``(X, Y, Z)``.
@@ -77,7 +78,7 @@ def draw_preview(
     reference = np.zeros(np.shape(mask)) if reference is None else reference
     image, spacing_mm = to_ras(np.asarray(image, dtype=np.float32), np.asarray(affine))
     mask, reference = (to_ras(convert_to_numpy(m, np.uint8), np.asarray(affine))[0] for m in (mask, reference))
-    box = _body_box(image)
+    box, slices = _body_box(image), image.shape[2]
     image, mask, reference = image[box], mask[box], reference[box]
     center = middle_of((mask == mask.max()) & (mask > 0))
     image_planes, mask_planes, reference_planes = (planes(volume, center) for volume in (image, mask, reference))
@@ -95,12 +96,24 @@ def draw_preview(
             offset_points = (np.array([x, y]) - 0.5) * 28
             place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "center"}
             axis.annotate(letter, (x, y), offset_points, color="white", fontsize=12, **place)
+    low, high = WINDOW_HU
+    number = f"slice {box[2].start + center[2] + 1} of {slices} from the feet"
+    window = f"level {(low + high) / 2:.0f}, width {high - low:.0f} HU"
+    axes["axial"].text(0, -0.06, f"{number}\n{window}", color="white", va="top", transform=axes["axial"].transAxes)
+    _draw_bar(axes["axial"])
     text = title.encode(errors="replace").decode()  # of file names of any bytes, which are no formulas either
     figure.suptitle(text, color="white", fontsize=14, parse_math=False)
     outlines = [Line2D([], [], color=_color(index), label=name) for index, name in enumerate(class_names) if index]
     figure.legend(handles=outlines, loc="outside lower center", ncols=len(outlines), labelcolor="white", frameon=False)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=100, facecolor="black")
+
+
+def _draw_bar(axis: Axes) -> None:
+    """Draw a line of `BAR_MM` below the right corner of a plane, whose units are mm."""
+    right, below = axis.get_xlim()[1], axis.get_ylim()[0] * 1.08
+    axis.plot((right - BAR_MM, right), (below, below), color="white", linewidth=3, clip_on=False)
+    axis.text(right - BAR_MM / 2, below, f"{BAR_MM:.0f} mm\n", color="white", ha="center", va="center")
 
 
 def _color(class_index: int) -> str:

@@ -382,7 +382,7 @@ def test_a_series_that_a_seg_cannot_refer_to_is_named_and_the_others_get_theirs(
     assert message.startswith(f"1 of 2 images have no DICOM SEG, see {tmp_path}/out/failed.csv; the first: ")
     reason = message.partition("the first: ")[2]
     assert reason.endswith(
-        "has no FrameOfReferenceUID, which a DICOM SEG refers to; export the series again; "
+        "has no FrameOfReferenceUID, which a DICOM SEG refers to; export or anonymise the series with it; "
         f"of {tmp_path}/study/a there is the NIfTI mask alone"
     )
     assert not (tmp_path / "out/a_seg.dcm").exists()

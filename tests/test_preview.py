@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Annotation
 from scipy import ndimage
 
 from scripts.preview import draw_preview, middle_of
@@ -88,23 +89,44 @@ def test_the_patients_right_front_and_top_are_where_a_radiologist_expects_them(t
         assert position_of_bright(picture) == pytest.approx((0.225, 0.225), abs=0.03), plane
 
 
-def test_the_letters_at_the_borders_name_the_sides_of_the_patient(tmp_path, monkeypatch):
-    figures = []
-    save = Figure.savefig
+@pytest.fixture
+def figures(monkeypatch):
+    """Those that are saved."""
+    kept, save = [], Figure.savefig
 
     def save_and_keep(figure, *args, **kwargs):
-        figures.append(figure)
+        kept.append(figure)
         save(figure, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", save_and_keep)
+    return kept
+
+
+def test_the_letters_at_the_borders_name_the_sides_of_the_patient(tmp_path, figures):
     preview_of(*make_scan("LPS"), tmp_path / "preview.png")
     sides = {(0, 0.5): "left", (1, 0.5): "right", (0.5, 1): "top", (0.5, 0): "bottom"}
-    letters = {axis.get_label(): {sides[text.xy]: text.get_text() for text in axis.texts} for axis in figures[0].axes}
+    letters = {
+        axis.get_label(): {sides[text.xy]: text.get_text() for text in axis.texts if isinstance(text, Annotation)}
+        for axis in figures[0].axes
+    }
     assert letters == {
         "axial": {"left": "R", "right": "L", "top": "A", "bottom": "P"},
         "coronal": {"left": "R", "right": "L", "top": "S", "bottom": "I"},
         "sagittal": {"left": "A", "right": "P", "top": "S", "bottom": "I"},
     }
+
+
+@pytest.mark.parametrize("air", [0, 30])
+def test_the_axial_slice_is_numbered_as_in_the_whole_image_and_has_a_bar_of_50_mm(tmp_path, figures, air):
+    image = np.pad(np.full((20, 20, 10), 40, np.float32), [(0, 0), (0, 0), (air, air)], constant_values=-1000)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[5:15, 5:15, air + 6] = 1
+    draw_preview(image, mask, np.diag([5.0, 5, 5, 1]), ("background", "liver"), tmp_path / "preview.png")
+    (axial,) = (axis for axis in figures[0].axes if axis.get_label() == "axial")
+    said = [text.get_text().strip() for text in axial.texts if not isinstance(text, Annotation)]
+    assert said == [f"slice {air + 7} of {10 + 2 * air} from the feet\nlevel 40, width 400 HU", "50 mm"]
+    (bar,) = axial.lines
+    assert np.ptp(bar.get_xdata()) == 50
 
 
 def test_a_millimetre_is_as_long_across_as_down(tmp_path):
