@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 AIR = -1.0  # in images scaled to [-1, 1]
-TIP_SLICES = 4
 
 
 class RandSlabBatch:
@@ -19,15 +18,12 @@ class RandSlabBatch:
         prob: of a slab.
         slices: the fewest and the most of a slab; of a batch with fewer, all stay.
         divisor: to a multiple of which a slab is padded at both ends, with air and background.
-        tip_prob: of a slab that is laid where at most `TIP_SLICES` of its slices have any of the label, if there is
-            such a place: scans may show just the tip of a liver.
     """
 
-    def __init__(self, prob: float, slices: tuple[int, int], divisor: int = 16, tip_prob: float = 0.0):
+    def __init__(self, prob: float, slices: tuple[int, int], divisor: int = 16):
         self.prob = prob
         self.slices = slices
         self.divisor = divisor
-        self.tip_prob = tip_prob
 
     def __call__(self, batchdata: Mapping[str, Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return image and label ``(B, 1, H, W, D)`` on the device, see `default_prepare_batch`."""
@@ -36,12 +32,7 @@ class RandSlabBatch:
             return image, label
         fewest, most = (min(count, image.shape[-1]) for count in self.slices)
         depth = int(torch.randint(fewest, most + 1, ()))
-        starts = torch.arange(image.shape[-1] - depth + 1)
-        if torch.rand(()) < self.tip_prob:
-            labelled = (label > 0).flatten(0, -2).any(0).cpu().unfold(0, depth, 1).sum(-1)
-            tips = starts[(labelled > 0) & (labelled <= TIP_SLICES)]
-            starts = tips if len(tips) else starts
-        start = int(starts[torch.randint(len(starts), ())])
+        start = int(torch.randint(image.shape[-1] - depth + 1, ()))
         missing = -depth % self.divisor
         ends = (missing // 2, missing - missing // 2)
         slab = slice(start, start + depth)

@@ -38,33 +38,3 @@ def test_a_batch_of_fewer_slices_keeps_them_all():
     image, label = RandSlabBatch(1.0, (50, 60), divisor=8)(ramp(), "cpu")
     assert torch.equal(image, ramp()["image"])
     assert torch.equal(label, ramp()["label"])
-
-
-def labelled_from(first):
-    """A batch of two crops of 40 slices; the label of one begins at that slice, of the other one slice later."""
-    label = torch.zeros(2, 1, 4, 4, 40, dtype=torch.uint8)
-    label[0, 0, 1, 2, first:], label[1, 0, 3, 3, first + 1 :] = 1, 2
-    return {"image": torch.zeros(2, 1, 4, 4, 40), "label": label}
-
-
-def test_a_tip_is_up_to_four_labelled_slices_at_an_end_of_the_slab():
-    torch.manual_seed(0)
-    tip = RandSlabBatch(1.0, (8, 12), divisor=1, tip_prob=1.0)
-    labels = [tip(labelled_from(30), "cpu")[1] for _ in range(60)]
-    slices = [(label > 0).flatten(0, -2).any(0) for label in labels]
-    assert {int(each.sum()) for each in slices} == {1, 2, 3, 4}
-    assert all(each[-int(each.sum()) :].all() for each in slices)
-
-
-def test_without_such_a_place_a_slab_begins_anywhere():
-    torch.manual_seed(0)
-    tip = RandSlabBatch(1.0, (38, 38), divisor=1, tip_prob=1.0)
-    assert {int(tip(ramp(), "cpu")[1][0, 0, 0, 0, 0]) for _ in range(40)} == {1, 2, 3}
-
-
-def test_so_many_slabs_are_tips_as_asked():
-    torch.manual_seed(0)
-    some = RandSlabBatch(1.0, (8, 8), divisor=1, tip_prob=0.3)
-    tips = [1 <= (some(labelled_from(36), "cpu")[1] > 0).flatten(0, -2).any(0).sum() <= 4 for _ in range(300)]
-    by_chance = 4 / 33
-    assert sum(tips) / 300 == pytest.approx(0.3 + 0.7 * by_chance, abs=0.07)

@@ -119,16 +119,6 @@ def test_the_last_passes_begin_with_weights_and_vary_every_crop_less(tmp_path):
     assert (read_strengths("pretrain", "pretrain_refine") < read_strengths("pretrain")).all()
 
 
-def test_the_last_passes_have_more_tips_of_livers():
-    def read_slabs(*names):
-        config = ConfigParser(ConfigParser.load_config_files([str(ROOT / f"configs/{name}.json") for name in names]))
-        return config.get_parsed_content("train::trainer::prepare_batch")
-
-    first, last = read_slabs("train", "pretrain"), read_slabs("train", "pretrain", "pretrain_refine")
-    assert first.tip_prob == 0 < last.tip_prob
-    assert first.prob == last.prob == 0.4
-
-
 def test_weights_for_tumours_begin_with_the_liver_s_and_crop_around_tumours(tmp_path):
     cases, folder = tmp_path / "cases", tmp_path / "tumor"
     write_pool(cases, training=3, validation=1, test=1, spacing_mm=9.0)
