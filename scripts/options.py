@@ -13,6 +13,7 @@ from typing import Any
 from scripts.errors import InputError
 from scripts.manifest import find_parser, merged_config
 
+READ_BY_MONAI = {"save_execute_config"}  # of --tracking, wherever it stands
 ACTIVE = re.compile(r'"[$@%]|"_target_"')  # what MONAI evaluates, in JSON
 
 
@@ -47,7 +48,7 @@ def find_unused(options: Iterable[str], config: Mapping[str, Any]) -> list[str]:
     for option in options:
         key = _first_part(option)
         is_named = re.search(rf"[@%]{re.escape(key)}(?!\w)", text)
-        if key in config and not is_named and not ACTIVE.search(json.dumps(config[key])):
+        if key in config.keys() - READ_BY_MONAI and not is_named and not ACTIVE.search(json.dumps(config[key])):
             unused.append(option)
     return unused
 

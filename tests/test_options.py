@@ -26,6 +26,7 @@ CONFIG = {
     "spacing": 3.0,
     "reports": {"_target_": "builtins.dict", "preview": "@preview", "size": "$max(@size)"},
     "unused": 1,
+    "save_execute_config": None,
     "run": "$print(@spacing)",
 }
 
@@ -40,6 +41,7 @@ CONFIG = {
         ("--reports::preview", "false"),
         ("--run", "$print(1)"),
         ("--config_file", "configs/unused.json"),
+        ("--save_execute_config", "false"),
         ("training", "unused"),
     ],
 )
