@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from monai.utils import convert_to_numpy
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
@@ -100,20 +101,15 @@ def draw_preview(
     number = f"slice {box[2].start + center[2] + 1} of {slices} from the feet"
     window = f"level {(low + high) / 2:.0f}, width {high - low:.0f} HU"
     axes["axial"].text(0, -0.06, f"{number}\n{window}", color="white", va="top", transform=axes["axial"].transAxes)
-    _draw_bar(axes["axial"])
+    corner = {"loc": "upper right", "bbox_to_anchor": (1, -0.04), "bbox_transform": axes["axial"].transAxes}
+    look = {"frameon": False, "color": "white", "label_top": True, "size_vertical": 2, "borderpad": 0}
+    axes["axial"].add_artist(AnchoredSizeBar(axes["axial"].transData, BAR_MM, f"{BAR_MM:.0f} mm", **corner, **look))
     text = title.encode(errors="replace").decode()  # of file names of any bytes, which are no formulas either
     figure.suptitle(text, color="white", fontsize=14, parse_math=False)
     outlines = [Line2D([], [], color=_color(index), label=name) for index, name in enumerate(class_names) if index]
     figure.legend(handles=outlines, loc="outside lower center", ncols=len(outlines), labelcolor="white", frameon=False)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=100, facecolor="black")
-
-
-def _draw_bar(axis: Axes) -> None:
-    """Draw a line of `BAR_MM` below the right corner of a plane, whose units are mm."""
-    right, below = axis.get_xlim()[1], axis.get_ylim()[0] * 1.08
-    axis.plot((right - BAR_MM, right), (below, below), color="white", linewidth=3, clip_on=False)
-    axis.text(right - BAR_MM / 2, below, f"{BAR_MM:.0f} mm\n", color="white", ha="center", va="center")
 
 
 def _color(class_index: int) -> str:
