@@ -1,4 +1,4 @@
-# Every target sets itself up in .venv first; all it needs is Python 3.10 or later.
+# Every target sets itself up in .venv first; all it needs is Python 3.10 to 3.12.
 PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
@@ -28,7 +28,7 @@ help:
 	@echo "make lint       check the style"
 	@echo "make lock       write requirements.lock: after a change of requirements.txt, -dicom.txt or -test.txt"
 	@echo "make audit      look up requirements.lock in the database of known vulnerabilities"
-	@echo "make venv       make or update .venv, which all of the above do"
+	@echo "make venv       make or update .venv, which demos, training, tests and export do"
 	@echo "make clean      remove what the demos made"
 
 venv: $(VENV)/installed

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from scripts.commands import run_command  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
 from scripts.files import write_weights  # noqa: E402
-from scripts.knobs import check_keys  # noqa: E402
+from scripts.knobs import check_keys, check_whole  # noqa: E402
 
 try:
     from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
@@ -39,6 +39,8 @@ def main(
         local_epochs: of each site in each round.
         overrides: any knob of configs/train.json.
     """
+    check_whole("rounds", rounds, 1)
+    check_whole("local_epochs", local_epochs, 1)
     folder = Path(dataset_dir)
     sites = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not sites:
@@ -70,8 +72,10 @@ def main(
     )
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     recipe.execute(SimEnv(clients=sites, num_threads=len(sites), workspace_root=str(output)))
-    (saved,) = output.rglob("FL_global_model.pt")
-    write_weights(torch.load(saved, map_location="cpu", weights_only=True)["model"], output / "model.pt")
+    found = list(output.rglob("FL_global_model.pt"))
+    if len(found) != 1:
+        raise InputError(f"{output}: NVFLARE left no weights of all; its logs there say why")
+    write_weights(torch.load(found[0], map_location="cpu", weights_only=True)["model"], output / "model.pt")
     print(f"weights after {rounds} rounds of {', '.join(sites)}: {output / 'model.pt'}")
 
 

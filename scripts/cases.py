@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from scripts.errors import InputError
-from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, check_gzip, check_size, explain_unreadable
+from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, check_gzip, check_size, explain_unreadable, output_name
 
 SECTIONS = ("training", "validation", "test")
 PAPER_MIN_SLICES = 48
@@ -110,14 +110,9 @@ def _list_lits_cases(root: Path) -> tuple[list[Case], list[Finding]]:
     return [Case(f"volume-{n}", str(volumes[n]), str(segmentations[n])) for n in pairs], findings
 
 
-def name_image(image: str | os.PathLike) -> str:
-    """Return the name of an image's file without its suffixes."""
-    return re.sub(r"(\.nii)?(\.gz)?$", "", os.path.basename(image))
-
-
 def shared_folder(images: Sequence[str]) -> str:
     """Return the folder by the path from which images are told apart; "" if their files' names suffice."""
-    names = {name_image(image) for image in images}
+    names = {output_name(image) for image in images}
     return "" if len(names) == len(images) else os.path.commonpath([os.path.dirname(image) for image in images])
 
 
@@ -125,7 +120,7 @@ def name_images(images: Sequence[str]) -> list[str]:
     """Name images by their files, or, where files of several folders share a name, by their paths."""
     folder = shared_folder(images)
     if not folder:
-        return [name_image(image) for image in images]
+        return [output_name(image) for image in images]
     return [Path(os.path.relpath(image, folder)).as_posix() for image in images]
 
 

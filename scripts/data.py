@@ -39,7 +39,7 @@ from scripts.cases import (
 from scripts.commands import run_command
 from scripts.errors import InputError
 from scripts.files import written_whole
-from scripts.knobs import is_true
+from scripts.knobs import check_whole, is_true
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ def _write_text(file: Path, text: str) -> None:
 
 
 def _check_cases(cases: list[Case], min_slices: int, workers: int = WORKERS) -> list[CaseReport]:
+    check_whole("min_slices", min_slices, 0)
     check_one = partial(check_case, min_slices=min_slices)
     return find_repeated(thread_map(check_one, cases, max_workers=workers, desc="checking", unit="case", disable=None))
 
@@ -263,8 +264,8 @@ def get_datalist(
     for key, value in asked.items():
         if datalist.get(key) != value:
             raise InputError(
-                f"{datalist_file}: was made with {key} {datalist.get(key)}, not {value}; delete it, or give another "
-                "--datalist_file or --output_dir"
+                f"{datalist_file}: was made with {key} {datalist.get(key)}, not {value}; give --{key} "
+                f"{datalist.get(key)}, or for another training another --output_dir or --datalist_file"
             )
     for item in itertools.chain.from_iterable(datalist[section] for section in SECTIONS):
         for file in item.values():
@@ -321,6 +322,7 @@ def check_dataset(
     """
     root = absolute(dataset_dir)
     cases, of_list = list_cases(root)
+    check_whole("workers", workers, 1)
     reports = _check_cases(cases, min_slices, workers)
     findings: list[tuple[str | None, Finding]] = [(None, finding) for finding in of_list]
     findings += [(report.case.name, finding) for report in reports for finding in report.findings]

@@ -66,7 +66,7 @@ def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[s
 
     Raises:
         InputError: if nothing is there or nothing is an image; if two images in one folder would have outputs of one
-            name.
+            name; if masks would be written among the images of a folder.
     """
     root = Path(dataset_dir)
     if not root.exists():
@@ -79,8 +79,10 @@ def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[s
 
     images: list[Path] = []
     outputs = Path(output_dir).resolve() if output_dir else None
+    if outputs == root.resolve():
+        raise InputError(f"{root}: is --output_dir too, where masks would be taken for images; give another folder")
     for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
-        if outputs and outputs != root.resolve() and folder.resolve().is_relative_to(outputs):
+        if outputs and not root.resolve().is_relative_to(outputs) and folder.resolve().is_relative_to(outputs):
             continue
         try:
             paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))

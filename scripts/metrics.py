@@ -17,11 +17,12 @@ from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
 from monai.metrics import compute_average_surface_distance, compute_confusion_matrix_metric, compute_hausdorff_distance
 from monai.utils import ImageMetaKey
 from torch import Tensor
 
-from scripts.cases import name_image
+from scripts.headers import output_name
 
 # name of ours → MONAI's, of the measures that follow from the four counts of a confusion matrix
 OVERLAP_METRICS = {
@@ -137,27 +138,28 @@ class SegmentationMetrics(Metric):
         for pred, label in zip(*output, strict=True):
             if pred.shape != label.shape:
                 raise ValueError(f"prediction has shape {tuple(pred.shape)}, its label {tuple(label.shape)}")
-            spacing_mm = label.pixdim.tolist() if isinstance(label, MetaTensor) else [1.0, 1.0, 1.0]
+            affine = label.affine if isinstance(label, MetaTensor) else torch.eye(4)
             files = {
                 "image": _metadata(pred, ImageMetaKey.FILENAME_OR_OBJ),
                 "label": _metadata(label, ImageMetaKey.FILENAME_OR_OBJ),
                 "prediction": _metadata(pred, "saved_to"),
             }
             number = len(self.rows) // len(self.foreground)
-            case = name_image(files["image"] or files["label"]) or f"case-{number}"
+            path = files["image"] or files["label"]
+            case = output_name(path) if path else f"case-{number}"
             pred_classes, label_classes = (torch.as_tensor(mask)[0].detach() for mask in (pred, label))
             for index, class_name in self.foreground:
                 self.rows.append(
                     {"case": case, "class": class_name}
-                    | self._measure(pred_classes == index, label_classes == index, spacing_mm)
+                    | self._measure(pred_classes == index, label_classes == index, affine)
                     | files
                 )
 
-    def _measure(self, pred: Tensor, label: Tensor, spacing_mm: list[float]) -> dict[str, float]:
-        voxel_ml = math.prod(spacing_mm) / 1000
+    def _measure(self, pred: Tensor, label: Tensor, affine: Tensor) -> dict[str, float]:
+        voxel_ml = float(affine[:3, :3].double().det().abs()) / 1000  # of a tilted gantry less than that of its edges
         measures = overlap_metrics(pred, label)
         if self.surface:
-            measures |= surface_metrics(pred, label, spacing_mm)
+            measures |= surface_metrics(pred, label, affine_to_spacing(affine).tolist())
         return measures | {
             "volume_ml": float(pred.sum()) * voxel_ml,
             "reference_volume_ml": float(label.sum()) * voxel_ml,

@@ -13,12 +13,15 @@ from typing import Any
 from scripts.errors import InputError
 from scripts.manifest import find_parser, merged_config
 
+PATHS = ("dataset_dir", "output_dir", "ckpt_path", "pretrained", "cache_dir", "datalist_file")
 READ_BY_MONAI = {"save_execute_config"}  # of --tracking, wherever it stands
 ACTIVE = re.compile(r'"[$@%]|"_target_"')  # what MONAI evaluates, in JSON
 
 
 def check_options() -> None:
-    """Raise `InputError` if the config that is being initialized has an option of the command line that it never uses.
+    """Raise `InputError` for an option of the command line that the config being initialized cannot use.
+
+    That is one that it never refers to, and a path whose name was read as a number, such as ``20261127``.
 
     What a config file says, or a program gives, is not looked at: an overlay may be meant for several configs.
     """
@@ -27,6 +30,10 @@ def check_options() -> None:
         return
     config = merged_config(parser)
     options = [argument[2:].split("=")[0] for argument in sys.argv[1:] if argument.startswith("--")]
+    for key in PATHS:
+        value = config.get(key)
+        if key in options and not isinstance(value, str | None):
+            raise InputError(f"--{key}: was read as {value!r}, not as a path; write ./ before its name")
     for option in find_unused(options, config):
         used = set(config) - set(find_unused(config, config))
         similar = difflib.get_close_matches(_first_part(option), used, 1)

@@ -271,9 +271,15 @@ def test_datalist_is_made_once_and_then_reused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": 1}, r"list\.json: was made with seed 0, not 1; delete it, or give another --datalist_file or"),
-        ({"min_slices": 9}, r"list\.json: was made with min_slices 48, not 9; delete it"),
-        ({"dataset_dir": "elsewhere"}, r"list\.json: was made with dataset_dir .*lits, not .*elsewhere; delete it"),
+        (
+            {"seed": 1},
+            r"list\.json: was made with seed 0, not 1; give --seed 0, or for another training another",
+        ),
+        ({"min_slices": 9}, r"list\.json: was made with min_slices 48, not 9; give --min_slices 48, or"),
+        (
+            {"dataset_dir": "elsewhere"},
+            r"with dataset_dir .*lits, not .*elsewhere; give --dataset_dir .*lits, or",
+        ),
     ],
 )
 def test_datalist_made_otherwise_is_not_reused(tmp_path, settings, message):
@@ -385,6 +391,14 @@ def test_check_of_sound_cases_and_of_doubtful_ones_succeeds(tmp_path, capsys):
     save(lits / "segmentation-1.nii", np.zeros(SHAPE, np.uint8))
     data.check(lits)
     assert "2 cases: 2 ok; findings: 1 warning" in capsys.readouterr().out
+
+
+def test_check_says_which_number_it_cannot_use(tmp_path):
+    lits = save_lits(tmp_path / "lits", range(1))
+    with pytest.raises(InputError, match="workers: expected a whole number of at least 1, received 0"):
+        data.check_dataset(lits, workers=0)
+    with pytest.raises(InputError, match="min_slices: expected a whole number of at least 0, received 'few'"):
+        data.check_dataset(lits, min_slices="few")
 
 
 def test_check_shows_the_sections_of_the_users_own_split_and_a_scan_that_is_in_two(tmp_path):

@@ -468,6 +468,16 @@ def test_masks_of_an_earlier_run_are_not_taken_for_images(tmp_path):
     assert len(find_images(tmp_path)) == 3
 
 
+def test_masks_may_be_written_above_the_images_but_not_among_them(tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "ct.nii").touch()
+    assert find_images(scans, output_dir=tmp_path) == [{"image": str(scans / "ct.nii")}]
+    with pytest.raises(InputError, match="scans: is --output_dir too, where masks would be taken for images; give an"):
+        find_images(scans, output_dir=tmp_path / "other/../scans")
+    assert find_images(scans / "ct.nii", output_dir=scans) == [{"image": str(scans / "ct.nii")}]
+
+
 @pytest.mark.parametrize(
     "path, name", [("x/ct.nii.gz", "ct"), ("ct.1.nii", "ct.1"), ("x/1.2.840/", "1.2.840"), ("CT.MHA", "CT")]
 )

@@ -334,6 +334,15 @@ def test_a_single_foreground_class_has_no_means_of_its_own():
     assert {row["class"] for row in metric.rows} == {"liver"}
 
 
+def test_a_tilted_gantry_makes_voxels_smaller_than_their_edges_say():
+    metric = SegmentationMetrics(["background", "liver"])
+    affine = torch.diag(torch.tensor([2.0, 2.0, 4.0, 1.0]))
+    affine[1, 2] = 3.0  # slices 5 mm apart along the table's tilt, 4 mm thick
+    mask = MetaTensor(torch.ones(1, 5, 5, 5), affine=affine)
+    metric.update(([mask], [mask]))
+    assert metric.rows[0]["volume_ml"] == metric.rows[0]["reference_volume_ml"] == pytest.approx(125 * 0.016)
+
+
 def test_tensors_without_metadata_are_numbered_and_have_voxels_of_1_mm():
     metric = SegmentationMetrics(CLASS_NAMES)
     preds, labels = ([mask.as_tensor() for mask in masks] for masks in two_cases())

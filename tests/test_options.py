@@ -66,6 +66,22 @@ def test_an_option_that_nothing_uses_is_refused_and_one_like_it_named(monkeypatc
     assert str(caught.value) == f"{typed[0].split('=')[0]}: these configs have no such setting; {hint}"
 
 
+@pytest.mark.parametrize(
+    ("read", "typed"), [(20261127, ("--dataset_dir", "20261127")), (["a"], ("--dataset_dir=['a']",))]
+)
+def test_a_path_that_was_read_as_something_else_is_refused(monkeypatch, read, typed):
+    config = CONFIG | {"dataset_dir": read, "images": "$@dataset_dir"}
+    with pytest.raises(InputError) as caught:
+        check(monkeypatch, config, *typed)
+    assert str(caught.value) == f"--dataset_dir: was read as {read!r}, not as a path; write ./ before its name"
+    check(monkeypatch, config)
+
+
+@pytest.mark.parametrize("read", ["20261127", None])
+def test_a_path_and_none_are_taken(monkeypatch, read):
+    check(monkeypatch, CONFIG | {"cache_dir": read, "images": "$@cache_dir"}, "--cache_dir", str(read))
+
+
 def test_what_a_file_or_a_program_adds_is_not_looked_at(monkeypatch):
     check(monkeypatch, CONFIG | {"previw": False}, "--preview", "false")
 
