@@ -516,6 +516,42 @@ def test_a_run_that_is_still_going_is_shown_as_far_as_it_went(tmp_path):
     assert (tmp_path / "report/curves-young.png").is_file()
 
 
+def keep_the_loss_alone(folder):
+    """As trainings by configs/pretrain.json do."""
+    rows = rows_of(folder / "training.csv")
+    write_csv(folder / "training.csv", [{key: row[key] for key in ("epoch", "loss", "seconds")} for row in rows])
+
+
+def test_a_training_that_kept_its_loss_alone_is_shown_by_it_and_its_validation(tmp_path, finished):
+    folder = write_run(tmp_path / "loss")
+    keep_the_loss_alone(folder)
+    write_report([str(folder), str(finished[1])], str(tmp_path / "report"))
+    html = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert "loss: Dice in validation at best 0.400 in epoch 8." in html
+    converged = rows_of(tmp_path / "report/converged.csv")
+    assert [(row["run"], row["cases"]) for row in converged] == [
+        ("loss", "validation"),
+        ("narrow", "training"),
+        ("narrow", "validation"),
+    ]
+    assert [row["cases"] for row in rows_of(tmp_path / "report/differences.csv")] == ["validation"]
+    names = ["curves-loss.png", "boxes-loss.svg", "bars-loss.png", "loss.png"]
+    assert all((tmp_path / "report" / name).is_file() for name in names)
+
+
+def test_a_training_of_which_nothing_is_measured_yet_is_shown_by_its_loss(tmp_path):
+    folder = tmp_path / "young"
+    write_curves(folder, 2, 1.0)
+    keep_the_loss_alone(folder)
+    (folder / "validation.csv").unlink()
+    write_report([str(folder)], str(tmp_path / "report"))
+    html = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert "Training loss" in html
+    assert "Mean over the last third" not in html
+    assert "Dice in" not in html
+    assert sorted(path.name for path in (tmp_path / "report").glob("*.png")) == ["loss.png"]
+
+
 def test_one_evaluated_run_beside_one_that_is_not(tmp_path):
     write_curves(tmp_path / "young", 2, 1.0)
     runs = [tmp_path / "young", write_run(tmp_path / "wide", radii=(20,))]

@@ -131,8 +131,10 @@ def show_curves(runs: Sequence[Run], output_dir: Path) -> Section:
                 run.name,
             )
             for run in runs
+            if run.measured
         ]
-        section.blocks.append(Gallery(pictures, title, caption=caption))
+        if pictures:
+            section.blocks.append(Gallery(pictures, title, caption=caption))
     with_loss = [run for run in runs if "loss" in run.training]
     if with_loss:
         alt = "Training loss of each run over the epochs."
@@ -158,7 +160,7 @@ def show_tables(runs: Sequence[Run], output_dir: Path) -> Section:
         "The paper's Table 6. Medians over the epochs of the seconds of an epoch's steps and of a validation; output "
         "is the writing of the checkpoint, which holds the weights and the optimizer's state."
     )
-    section.blocks += [converged, cost, lay_out_facts(runs)]
+    section.blocks += [*([converged] if means else []), cost, lay_out_facts(runs)]
     return section
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from scripts.report.read import HEADINGS, PAPER_METRICS, Curves, Run
+from scripts.report.read import HEADINGS, PAPER_METRICS, Run
 from scripts.report.statistics import defined, last_third_mean
 
 PARTS = {  # colour, line, marker and hatch of each part: told apart without colour too
@@ -36,17 +36,12 @@ def _finish(axes: Axes, grid_axis: str = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def parts_of(run: Run) -> dict[str, Curves]:
-    """Return training and, if it was validated, validation."""
-    return {part: curves for part, curves in (("training", run.training), ("validation", run.validation)) if curves}
-
-
 def draw_curves(run: Run) -> Figure:
     """The six measures over epochs, training and validation (as Fig. 6 and 9)."""
     figure, panels = _panels(6.2)
-    last_epoch = max(curves["epoch"].max() for curves in parts_of(run).values())
+    last_epoch = max(curves["epoch"].max() for curves in run.measured.values())
     for axes, metric in zip(panels.flat, PAPER_METRICS, strict=True):
-        for part, curves in parts_of(run).items():
+        for part, curves in run.measured.items():
             style = {key: PARTS[part][key] for key in ("color", "linestyle", "marker")}
             if len(curves["epoch"]) > MOST_MARKERS:
                 style["marker"] = ""
@@ -65,7 +60,7 @@ def draw_boxes(run: Run) -> Figure:
     """Where each measure was over all epochs (as Fig. 7 and 10): median, quartiles, whiskers of 1.5 box lengths."""
     figure, panels = _panels(4.6)
     for axes, metric in zip(panels.flat, PAPER_METRICS, strict=True):
-        values = {part: curves[metric][~np.isnan(curves[metric])] for part, curves in parts_of(run).items()}
+        values = {part: curves[metric][~np.isnan(curves[metric])] for part, curves in run.measured.items()}
         boxes = axes.boxplot(
             list(values.values()), tick_labels=list(values), widths=0.6, patch_artist=True, orientation="horizontal",
             medianprops={"color": "black", "linewidth": 2}, flierprops={"marker": ".", "markersize": 5},
@@ -85,7 +80,7 @@ def draw_bars(run: Run) -> Figure:
     """Training and validation, mean over the last third of the epochs (as Fig. 8 and 11)."""
     figure = Figure(figsize=(WIDTH_INCHES, 4.2), layout="constrained")
     axes = figure.subplots()
-    parts = parts_of(run)
+    parts = run.measured
     height = 0.8 / len(parts)
     lowest = 0.0
     for index, (part, curves) in enumerate(parts.items()):

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -68,6 +68,12 @@ class Run:
         return (self.manifest.get("config") or {}) | (self.manifest.get("values") or {})
 
     @property
+    def measured(self) -> dict[str, Curves]:
+        """The curves that have measures, of "training", unless it kept its loss alone, and of "validation"."""
+        parts = {"training": self.training, "validation": self.validation}
+        return {part: curves for part, curves in parts.items() if "dice" in curves}
+
+    @property
     def is_outdated(self) -> bool:
         """Whether its test cases were measured with other weights than its best, as far as sums, else times, say."""
         measured, best = (self.evaluation.get("weights") or {}).get("sha256"), self.facts.get("weights_sha256")
@@ -103,11 +109,11 @@ class Run:
         return {row["case"]: row[metric] for row in self.cases if row["class"] == class_name}
 
 
-def _read_rows(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+def _read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV.
 
     Raises:
-        InputError: if it has no rows, lacks a column, has a row of another length, or a last line without an end.
+        InputError: if it has no rows, has a row of another length, or a last line without an end.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -118,15 +124,18 @@ def _read_rows(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     if len(rows) < 2:
         raise InputError(f"{path}: has no rows; wait for the first epoch, or leave this run out of --runs")
     header = rows[0]
-    missing = [name for name in required if name not in header]
-    if missing:
-        raise InputError(f"{path}: has no column {missing[0]!r}, so it is of another kind or version; {REMEDY}")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise InputError(f"{path}: line {number} has {len(row)} of {len(header)} values, it is cut off; {REMEDY}")
     if not lines[-1].endswith(("\n", "\r")):  # its last number may be half of one
         raise InputError(f"{path}: its last line has no end, it is cut off; {REMEDY}")
     return [dict(zip(header, row, strict=True)) for row in rows[1:]]
+
+
+def _require_columns(path: Path, columns: Collection[str], required: Sequence[str]) -> None:
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise InputError(f"{path}: has no column {missing[0]!r}, so it is of another kind or version; {REMEDY}")
 
 
 def _number(path: Path, line: int, column: str, text: str) -> float:
@@ -139,10 +148,14 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
 def read_curves(path: Path) -> Curves:
     """Return the columns of ``training.csv`` or ``validation.csv``; undefined values are NaN.
 
+    A training may have its loss in the place of the measures.
+
     Raises:
         InputError: if the file is damaged or of another kind.
     """
-    rows = _read_rows(path, ("epoch", "seconds", *METRICS))
+    rows = _read_rows(path)
+    measures = ("loss",) if "loss" in rows[0] and "dice" not in rows[0] else METRICS
+    _require_columns(path, rows[0], ("epoch", "seconds", *measures))
     return {
         column: np.array([_number(path, line, column, row[column]) for line, row in enumerate(rows, start=2)])
         for column in rows[0]
@@ -156,12 +169,14 @@ def read_cases(path: Path) -> list[dict[str, Any]]:
         InputError: if the file is damaged or of another kind.
     """
     words = ("case", "class", *CASE_FILES)
+    rows = _read_rows(path)
+    _require_columns(path, rows[0], ("case", "class", *CASE_METRICS))
     return [
         {
             column: text if column in words else _number(path, line, column, text)
             for column, text in ({name: "" for name in CASE_FILES} | row).items()
         }
-        for line, row in enumerate(_read_rows(path, ("case", "class", *CASE_METRICS)), start=2)
+        for line, row in enumerate(rows, start=2)
     ]
 
 

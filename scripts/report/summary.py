@@ -50,7 +50,9 @@ def mean(values: Sequence[float]) -> float:
 def _results_of(run: Run) -> list[Result]:
     """Return the Dice of each class on the test cases, or the last one of validation or training, if there are none."""
     if not run.cases:
-        curves, words = (run.validation, "validation") if run.validation else (run.training, "training")
+        if not run.measured:
+            return []
+        words, curves = list(run.measured.items())[-1]
         label = f"Dice in {words}, epoch {int(curves['epoch'][-1])}; not tested yet"
         return [Result(format_number(float(curves["dice"][-1])), label)]
     results = []
@@ -154,15 +156,17 @@ def _equals(p_value: str) -> str:
 
 
 def dice_in_words(run: Run) -> str:
-    """Return where a run's Dice stands: its last epoch in training, and its best validation."""
-    epochs = int(run.training["epoch"].max())
-    words = f"Dice in training {format_number(float(run.training['dice'][-1]))} in epoch {epochs}"
+    """Return where a run's Dice stands: its last epoch in training, if measured there, and its best validation."""
+    words = []
+    if "training" in run.measured:
+        epochs = int(run.training["epoch"].max())
+        words = [f"in training {format_number(float(run.training['dice'][-1]))} in epoch {epochs}"]
     dice = run.validation.get("dice", np.array([]))
     if np.isnan(dice).all():
-        return f"{words}, not validated yet"
+        return f"Dice {', '.join([*words, 'not validated yet'])}"
     best = int(np.nanargmax(dice))
     epoch = int(run.validation["epoch"][best])
-    return f"{words}, in validation at best {format_number(float(dice[best]))} in epoch {epoch}"
+    return f"Dice {', '.join([*words, f'in validation at best {format_number(float(dice[best]))} in epoch {epoch}'])}"
 
 
 def lay_out_facts(runs: Sequence[Run]) -> Table:

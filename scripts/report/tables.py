@@ -17,8 +17,7 @@ def converged(runs: Sequence[Run]) -> list[Row]:
     return [
         {"run": run.name, "cases": part} | {metric: last_third_mean(curves, metric) for metric in METRICS}
         for run in runs
-        for part, curves in (("training", run.training), ("validation", run.validation))
-        if curves
+        for part, curves in run.measured.items()
     ]
 
 
@@ -27,13 +26,13 @@ def differences(runs: Sequence[Run]) -> list[Row]:
     first = runs[0]
     return [
         {"difference": f"{first.name} - {other.name}", "cases": part}
-        | {metric: 100 * (last_third_mean(ours, metric) - last_third_mean(theirs, metric)) for metric in METRICS}
+        | {
+            metric: 100 * (last_third_mean(curves, metric) - last_third_mean(other.measured[part], metric))
+            for metric in METRICS
+        }
         for other in runs[1:]
-        for part, ours, theirs in (
-            ("training", first.training, other.training),
-            ("validation", first.validation, other.validation),
-        )
-        if ours and theirs
+        for part, curves in first.measured.items()
+        if part in other.measured
     ]
 
 
