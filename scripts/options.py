@@ -4,11 +4,16 @@ MONAI takes any, and adds to the config what is not in it: a misspelt one would 
 """
 
 import difflib
+import inspect
 import json
+import pydoc
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from monai.bundle import ComponentLocator, ConfigComponent
 
 from scripts.errors import InputError
 from scripts.manifest import find_parser, merged_config
@@ -21,7 +26,8 @@ ACTIVE = re.compile(r'"[$@%]|"_target_"')  # what MONAI evaluates, in JSON
 def check_options() -> None:
     """Raise `InputError` for an option of the command line that the config being initialized cannot use.
 
-    That is one that it never refers to, and a path whose name was read as a number, such as ``20261127``.
+    That is one that it never refers to, an argument that its component does not take, and a path whose name was read
+    as a number, such as ``20261127``.
 
     What a config file says, or a program gives, is not looked at: an overlay may be meant for several configs.
     """
@@ -34,31 +40,75 @@ def check_options() -> None:
         value = config.get(key)
         if key in options and not isinstance(value, str | None):
             raise InputError(f"--{key}: was read as {value!r}, not as a path; write ./ before its name")
-    for option in find_unused(options, config):
-        used = set(config) - set(find_unused(config, config))
-        similar = difflib.get_close_matches(_first_part(option), used, 1)
-        hint = f"did you mean --{similar[0]}?" if similar else "docs/knobs.md has those that people use"
+    for option in options:
+        unused = find_unused(option, config)
+        if unused is None:
+            continue
+        *above, name = unused.path
+        similar = difflib.get_close_matches(name, unused.others, 1)
+        hint = "docs/knobs.md has those that people use"
+        if similar:
+            hint = f"did you mean --{'::'.join([*above, *similar])}?"
         raise InputError(f"--{option}: these configs have no such setting; {hint}")
 
 
-def find_unused(options: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """Return the options whose key ``config``, with their values in it, has and never uses.
+@dataclass(frozen=True)
+class Unused:
+    """A part of a config that nothing uses.
 
-    Used is a key that the config refers to, and one that has an expression or a component in it, as ``training`` has.
+    Attributes:
+        path: its name, after those of the parts that it is in.
+        others: names that would be used in its place.
+    """
+
+    path: list[str]
+    others: list[str]
+
+
+def find_unused(option: str, config: Mapping[str, Any]) -> Unused | None:
+    """Return what of ``option`` the ``config``, with its value in it, never uses, if there is such a part.
+
+    Used is a part that the config refers to, and one that has an expression or a component in it, as ``training`` has;
+    of a component, what it takes as an argument.
 
     Args:
-        options: without ``--``, such as ``network_def::norm``.
+        option: without ``--``, such as ``network_def::norm``.
         config: as JSON has it.
     """
-    text = json.dumps(config)
-    unused = []
-    for option in options:
-        key = _first_part(option)
-        is_named = re.search(rf"[@%]{re.escape(key)}(?!\w)", text)
-        if key in config.keys() - READ_BY_MONAI and not is_named and not ACTIVE.search(json.dumps(config[key])):
-            unused.append(option)
-    return unused
+    text = json.dumps(config).replace("#", "::")
+    names = re.split("#|::", option.replace("-", "_"))
+    part: Any = config
+    of_component = False
+    for depth, name in enumerate(names):
+        if not isinstance(part, Mapping) or name not in part or name in READ_BY_MONAI:
+            return None
+        above = names[:depth]
+        if "_target_" in part:
+            arguments = _find_arguments(part)
+            if arguments is not None and name not in arguments:
+                return Unused([*above, name], sorted(arguments))
+            of_component = True
+        elif not of_component and not _is_used([*above, name], part[name], text):
+            return Unused([*above, name], [other for other in part if _is_used([*above, other], part[other], text)])
+        part = part[name]
+    return None
 
 
-def _first_part(option: str) -> str:
-    return re.split("#|::", option)[0].replace("-", "_")
+def _is_used(path: Sequence[str], value: Any, text: str) -> bool:
+    """Return whether the config ``text`` refers to the part at ``path``, to one in it or to a whole that it is in."""
+    wholes = ["::".join(path[:depth]) for depth in range(1, len(path))]
+    patterns = [rf"[@%]{re.escape('::'.join(path))}(?!\w)", *(rf"[@%]{re.escape(whole)}(?!\w|::)" for whole in wholes)]
+    return any(re.search(pattern, text) for pattern in patterns) or bool(ACTIVE.search(json.dumps(value)))
+
+
+def _find_arguments(component: Mapping[str, Any]) -> set[str] | None:
+    """Return the names that a component takes beside MONAI's own; None if any, or if it does not say."""
+    name = ConfigComponent(component, locator=ComponentLocator()).resolve_module_name()
+    target = None if ACTIVE.search(json.dumps(name)) else pydoc.locate(name)
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters} | set(ConfigComponent.non_arg_keys)

@@ -1,5 +1,7 @@
 """An option that was typed for `monai.bundle run`, and that no config has, is refused before anything is done."""
 
+import copy
+import re
 import subprocess
 import sys
 
@@ -20,11 +22,27 @@ def check(monkeypatch, config, *typed):
         raise error.__cause__ from None
 
 
+def given(config, typed):
+    """The config with the typed option's value in it, where it has a place of its own there, as MONAI puts it there."""
+    names = re.split("#|::", typed[0].split("=")[0].removeprefix("--").replace("-", "_"))
+    config = part = copy.deepcopy(config)
+    for name in names[:-1]:
+        part = part.setdefault(name, {})
+    if len(names) > 1 and isinstance(part, dict):
+        part[names[-1]] = 2
+    return config
+
+
 CONFIG = {
     "preview": True,
     "size": [4, 4, 4],
     "spacing": 3.0,
     "reports": {"_target_": "builtins.dict", "preview": "@preview", "size": "$max(@size)"},
+    "variation": {"noise": 0.1, "blur": 0.2},
+    "whole": {"first": 1, "second": {"third": 2}},
+    "network": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": "@whole"},
+    "transform": {"_target_": "RandFlipd", "_disabled_": True, "keys": "image", "prob": "@variation::noise"},
+    "trainer": {"blur": "$@variation#blur", "crop": {"_target_": "CenterSpatialCrop", "roi_size": 3}},
     "unused": 1,
     "save_execute_config": None,
     "run": "$print(@spacing)",
@@ -39,6 +57,17 @@ CONFIG = {
         ("--size", "[8,8,8]"),
         ("--size#0", "8"),
         ("--reports::preview", "false"),
+        ("--reports::anything", "false"),
+        ("--variation::noise", "0"),
+        ("--variation#blur=0",),
+        ("--whole::first", "0"),
+        ("--whole::second::third", "0"),
+        ("--network::padding_mode", "zeros"),
+        ("--network::in-channels", "2"),
+        ("--transform::_disabled_", "false"),
+        ("--transform::spatial_axis", "0"),
+        ("--trainer::crop::roi_size", "5"),
+        ("--trainer::crop::roi_size#0", "5"),
         ("--run", "$print(1)"),
         ("--config_file", "configs/unused.json"),
         ("--save_execute_config", "false"),
@@ -46,7 +75,7 @@ CONFIG = {
     ],
 )
 def test_options_that_the_config_uses_are_taken_and_so_are_monai_s_own(monkeypatch, typed):
-    check(monkeypatch, CONFIG, *typed)
+    check(monkeypatch, given(CONFIG, typed), *typed)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +87,17 @@ def test_options_that_the_config_uses_are_taken_and_so_are_monai_s_own(monkeypat
         ({"spacing_": {"x": 1}}, ("--spacing_::x", "1"), "did you mean --spacing?"),
         ({"spac_ing": 2}, ("--spac-ing", "2"), "did you mean --spacing?"),
         ({}, ("--unused", "2"), "docs/knobs.md has those that people use"),
+        ({}, ("--variation::niose", "0"), "did you mean --variation::noise?"),
+        ({}, ("--variation::xyz", "0"), "docs/knobs.md has those that people use"),
+        ({}, ("--network::padding_mod", "zeros"), "did you mean --network::padding_mode?"),
+        ({}, ("--transform#probb", "0.5"), "did you mean --transform::prob?"),
+        ({}, ("--trainer::crop::roi-sizes=5",), "did you mean --trainer::crop::roi_size?"),
+        ({}, ("--trainer::corp::roi_size", "5"), "did you mean --trainer::crop?"),
     ],
 )
 def test_an_option_that_nothing_uses_is_refused_and_one_like_it_named(monkeypatch, added, typed, hint):
     with pytest.raises(InputError) as caught:
-        check(monkeypatch, CONFIG | added, *typed)
+        check(monkeypatch, given(CONFIG | added, typed), *typed)
     assert str(caught.value) == f"{typed[0].split('=')[0]}: these configs have no such setting; {hint}"
 
 
