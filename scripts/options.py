@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monai.bundle import ComponentLocator, ConfigComponent
+from monai.bundle import ConfigComponent
 
 from scripts.errors import InputError
 from scripts.manifest import find_parser, merged_config
@@ -69,7 +69,8 @@ def find_unused(option: str, config: Mapping[str, Any]) -> Unused | None:
     """Return what of ``option`` the ``config``, with its value in it, never uses, if there is such a part.
 
     Used is a part that the config refers to, and one that has an expression or a component in it, as ``training`` has;
-    of a component, what it takes as an argument.
+    of a component, what it takes as an argument. What is in a list is not looked at. A part that macros
+    (``%key``) alone take counts as unused: by now MONAI has put in their place what they stand for.
 
     Args:
         option: without ``--``, such as ``network_def::norm``.
@@ -85,7 +86,7 @@ def find_unused(option: str, config: Mapping[str, Any]) -> Unused | None:
         above = names[:depth]
         if "_target_" in part:
             arguments = _find_arguments(part)
-            if arguments is not None and name not in arguments:
+            if arguments is not None and name not in arguments | ConfigComponent.non_arg_keys:
                 return Unused([*above, name], sorted(arguments))
             of_component = True
         elif not of_component and not _is_used([*above, name], part[name], text):
@@ -95,20 +96,20 @@ def find_unused(option: str, config: Mapping[str, Any]) -> Unused | None:
 
 
 def _is_used(path: Sequence[str], value: Any, text: str) -> bool:
-    """Return whether the config ``text`` refers to the part at ``path``, to one in it or to a whole that it is in."""
+    """Return whether a part is active, or the config's ``text`` refers to it or to a whole that it is in."""
     wholes = ["::".join(path[:depth]) for depth in range(1, len(path))]
-    patterns = [rf"[@%]{re.escape('::'.join(path))}(?!\w)", *(rf"[@%]{re.escape(whole)}(?!\w|::)" for whole in wholes)]
+    patterns = [rf"@{re.escape('::'.join(path))}(?!\w)", *(rf"@{re.escape(whole)}(?!\w|::)" for whole in wholes)]
     return any(re.search(pattern, text) for pattern in patterns) or bool(ACTIVE.search(json.dumps(value)))
 
 
 def _find_arguments(component: Mapping[str, Any]) -> set[str] | None:
     """Return the names that a component takes beside MONAI's own; None if any, or if it does not say."""
-    name = ConfigComponent(component, locator=ComponentLocator()).resolve_module_name()
-    target = None if ACTIVE.search(json.dumps(name)) else pydoc.locate(name)
+    name = ConfigComponent(component).resolve_module_name()
+    target = pydoc.locate(name) if isinstance(name, str) else None
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
         return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    return {parameter.name for parameter in parameters} | set(ConfigComponent.non_arg_keys)
+    return {parameter.name for parameter in parameters}

@@ -23,14 +23,12 @@ def check(monkeypatch, config, *typed):
 
 
 def given(config, typed):
-    """The config with the typed option's value in it, where it has a place of its own there, as MONAI puts it there."""
-    names = re.split("#|::", typed[0].split("=")[0].removeprefix("--").replace("-", "_"))
-    config = part = copy.deepcopy(config)
-    for name in names[:-1]:
-        part = part.setdefault(name, {})
-    if len(names) > 1 and isinstance(part, dict):
-        part[names[-1]] = 2
-    return config
+    """The config with the typed option's value in it, as MONAI puts it there."""
+    parser = ConfigParser(copy.deepcopy(config))
+    name, _, value = typed[0].removeprefix("--").replace("-", "_").partition("=")
+    if re.search("#|::", name):
+        parser.update({name: value or typed[1]})
+    return parser.get()
 
 
 CONFIG = {
@@ -42,7 +40,7 @@ CONFIG = {
     "whole": {"first": 1, "second": {"third": 2}},
     "network": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": "@whole"},
     "transform": {"_target_": "RandFlipd", "_disabled_": True, "keys": "image", "prob": "@variation::noise"},
-    "trainer": {"blur": "$@variation#blur", "crop": {"_target_": "CenterSpatialCrop", "roi_size": 3}},
+    "trainer": {"blur": "$@variation#blur", "crop": {"_target_": "CenterSpatialCrop", "roi_size": [3]}},
     "unused": 1,
     "save_execute_config": None,
     "run": "$print(@spacing)",
@@ -92,7 +90,7 @@ def test_options_that_the_config_uses_are_taken_and_so_are_monai_s_own(monkeypat
         ({}, ("--network::padding_mod", "zeros"), "did you mean --network::padding_mode?"),
         ({}, ("--transform#probb", "0.5"), "did you mean --transform::prob?"),
         ({}, ("--trainer::crop::roi-sizes=5",), "did you mean --trainer::crop::roi_size?"),
-        ({}, ("--trainer::corp::roi_size", "5"), "did you mean --trainer::crop?"),
+        ({}, ("--network::target", "x"), "docs/knobs.md has those that people use"),
     ],
 )
 def test_an_option_that_nothing_uses_is_refused_and_one_like_it_named(monkeypatch, added, typed, hint):

@@ -525,14 +525,14 @@ def keep_the_loss_alone(folder):
 def test_a_training_that_kept_its_loss_alone_is_shown_by_it_and_its_validation(tmp_path, finished):
     folder = write_run(tmp_path / "loss")
     keep_the_loss_alone(folder)
-    write_report([str(folder), str(finished[1])], str(tmp_path / "report"))
+    write_report([str(finished[1]), str(folder)], str(tmp_path / "report"))
     html = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "loss: Dice in validation at best 0.400 in epoch 8." in html
     converged = rows_of(tmp_path / "report/converged.csv")
     assert [(row["run"], row["cases"]) for row in converged] == [
-        ("loss", "validation"),
         ("narrow", "training"),
         ("narrow", "validation"),
+        ("loss", "validation"),
     ]
     assert [row["cases"] for row in rows_of(tmp_path / "report/differences.csv")] == ["validation"]
     names = ["curves-loss.png", "boxes-loss.svg", "bars-loss.png", "loss.png"]
@@ -633,6 +633,7 @@ def damage(folder, file, old, new):
     "file, old, new, message",
     [
         ("training.csv", ".*", "", "training.csv: has no rows"),
+        ("training.csv", "dice", "other", "training.csv: has no column 'dice'"),
         ("training.csv", "npv", "other", "training.csv: has no column 'npv'"),
         ("training.csv", "0.3,0.3", "0.3,x", "training.csv: line 4, accuracy: 'x' is not a number"),
         ("validation.csv", r"\n8,3,.*", "\n8,3,0.4", "validation.csv: line 5 has 3 of 10 values, it is cut off"),

@@ -108,7 +108,7 @@ def show_cases(runs: Sequence[Run], output_dir: Path) -> Section:
 def show_curves(runs: Sequence[Run], output_dir: Path) -> Section:
     """Figures 6 to 11 and the losses."""
     section = Section("Training and validation")
-    if len(runs[0].targets) > 1:
+    if len(runs[0].targets) > 1 and any(run.measured for run in runs):
         section.text.append(f"All measures here are means over {' and '.join(runs[0].targets)}.")
     kinds = (
         ("curves", curves.draw_curves, "Six measures over the epochs", "The paper's Figures 6 and 9."),

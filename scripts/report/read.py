@@ -148,13 +148,13 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
 def read_curves(path: Path) -> Curves:
     """Return the columns of ``training.csv`` or ``validation.csv``; undefined values are NaN.
 
-    A training may have its loss in the place of the measures.
+    There may be a loss in the place of the measures.
 
     Raises:
         InputError: if the file is damaged or of another kind.
     """
     rows = _read_rows(path)
-    measures = ("loss",) if "loss" in rows[0] and "dice" not in rows[0] else METRICS
+    measures = ("loss",) if "loss" in rows[0] and not set(METRICS) & set(rows[0]) else METRICS
     _require_columns(path, rows[0], ("epoch", "seconds", *measures))
     return {
         column: np.array([_number(path, line, column, row[column]) for line, row in enumerate(rows, start=2)])
@@ -255,13 +255,13 @@ def check_comparable(runs: Sequence[Run]) -> None:
                 f"{other.targets_file}: is of {' and '.join(other.targets)}, but {first.targets_file} of "
                 f"{' and '.join(first.targets)}: the runs find different things; make a report of each"
             )
-    measured = [run for run in runs if run.cases]
-    for other in measured[1:]:
+    evaluated = [run for run in runs if run.cases]
+    for other in evaluated[1:]:
         for class_name in other.classes:
-            ours, theirs = (run.values(class_name, "reference_volume_ml") for run in (measured[0], other))
+            ours, theirs = (run.values(class_name, "reference_volume_ml") for run in (evaluated[0], other))
             for case in ours.keys() & theirs.keys():
                 if not math.isclose(ours[case], theirs[case], rel_tol=0.001, abs_tol=0.01):
                     raise InputError(
                         f"{other.folder / PER_CASE}: its {case} has {theirs[case]:.1f} ml of {class_name} and that of "
-                        f"{measured[0].folder} {ours[case]:.1f} ml: they are different scans; make a report of each"
+                        f"{evaluated[0].folder} {ours[case]:.1f} ml: they are different scans; make a report of each"
                     )

@@ -163,10 +163,12 @@ def dice_in_words(run: Run) -> str:
         words = [f"in training {format_number(float(run.training['dice'][-1]))} in epoch {epochs}"]
     dice = run.validation.get("dice", np.array([]))
     if np.isnan(dice).all():
-        return f"Dice {', '.join([*words, 'not validated yet'])}"
-    best = int(np.nanargmax(dice))
-    epoch = int(run.validation["epoch"][best])
-    return f"Dice {', '.join([*words, f'in validation at best {format_number(float(dice[best]))} in epoch {epoch}'])}"
+        words.append("not validated yet")
+    else:
+        best = int(np.nanargmax(dice))
+        epoch = int(run.validation["epoch"][best])
+        words.append(f"in validation at best {format_number(float(dice[best]))} in epoch {epoch}")
+    return f"Dice {', '.join(words)}"
 
 
 def lay_out_facts(runs: Sequence[Run]) -> Table:
