@@ -18,22 +18,49 @@ class RandSlabBatch:
         prob: of a slab.
         slices: the fewest and the most of a slab; of a batch with fewer, all stay.
         divisor: to a multiple of which a slab is padded at both ends, with air and background.
+        tip_prob: of a slab that ends in the tip of what is labelled or beside it, as there are scans that end there.
+        tip: the most slices of it in such a slab.
     """
 
-    def __init__(self, prob: float, slices: tuple[int, int], divisor: int = 16):
+    def __init__(self, prob: float, slices: tuple[int, int], divisor: int = 16, tip_prob: float = 0.0, tip: int = 8):
         self.prob = prob
         self.slices = slices
         self.divisor = divisor
+        self.tip_prob = tip_prob
+        self.tip = tip
 
     def __call__(self, batchdata: Mapping[str, Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return image and label ``(B, 1, H, W, D)`` on the device, see `default_prepare_batch`."""
         image, label = default_prepare_batch(batchdata, *args, **kwargs)
         if torch.rand(()) >= self.prob:
             return image, label
-        fewest, most = (min(count, image.shape[-1]) for count in self.slices)
+        count = image.shape[-1]
+        fewest, most = (min(slices, count) for slices in self.slices)
         depth = int(torch.randint(fewest, most + 1, ()))
-        start = int(torch.randint(image.shape[-1] - depth + 1, ()))
+        starts = self._find_tips(image, label, depth) if self.tip_prob and torch.rand(()) < self.tip_prob else []
+        start = starts[int(torch.randint(len(starts), ()))] if starts else int(torch.randint(count - depth + 1, ()))
         missing = -depth % self.divisor
         ends = (missing // 2, missing - missing // 2)
         slab = slice(start, start + depth)
         return functional.pad(image[..., slab], ends, value=AIR), functional.pad(label[..., slab], ends)
+
+    def _find_tips(self, image: Tensor, label: Tensor, depth: int) -> list[int]:
+        """Where slabs of ``depth`` slices begin that end in up to ``tip`` slices of what is labelled, or beside it.
+
+        It is that of one crop of the batch. What ends where the scan or the crop does has no tip there, if a rotation
+        has not tilted that end.
+        """
+        crop = int(torch.randint(len(label), ())) if len(label) > 1 else 0
+        scanned, labelled = (_find_slices(mask) for mask in (image[crop] > AIR / 2, label[crop] > 0))
+        if not labelled:
+            return []
+        slices = range(min(self.tip, len(labelled)) + 1)
+        lower = [labelled.start + count - depth for count in slices] if labelled.start > scanned.start else []
+        upper = [labelled.stop - count for count in slices] if labelled.stop < scanned.stop else []
+        return [start for start in lower + upper if 0 <= start <= label.shape[-1] - depth]
+
+
+def _find_slices(mask: Tensor) -> range:
+    """From the first to the last slice along the last axis in which ``mask`` has something."""
+    slices = mask.flatten(0, -2).any(dim=0).nonzero().flatten().tolist()
+    return range(slices[0], slices[-1] + 1) if slices else range(0)

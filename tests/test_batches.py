@@ -38,3 +38,52 @@ def test_a_batch_of_fewer_slices_keeps_them_all():
     image, label = RandSlabBatch(1.0, (50, 60), divisor=8)(ramp(), "cpu")
     assert torch.equal(image, ramp()["image"])
     assert torch.equal(label, ramp()["label"])
+
+
+@pytest.mark.parametrize(
+    ("liver", "scan", "firsts"),
+    [
+        ((12, 30), (0, 40), {2, 3, 4, 28, 29, 30}),  # slices 2-11, which it lies above, to 4-13; 28-37 to 30-39
+        ((0, 30), (0, 40), {28, 29, 30}),  # goes on below the crop
+        ((12, 30), (12, 40), {28, 29, 30}),  # goes on below the scan, beyond which there is air
+        ((12, 40), (0, 40), {2, 3, 4}),
+        ((12, 30), (0, 30), {2, 3, 4}),  # goes on above the scan
+        ((20, 21), (0, 40), {10, 11, 20, 21}),  # has one slice alone
+        ((12, 38), (0, 40), {2, 3, 4}),  # a slab above it does not fit
+    ],
+)
+def test_slabs_end_in_the_tip_of_a_liver_or_beside_it(liver, scan, firsts):
+    torch.manual_seed(0)
+    numbers = torch.arange(40)
+    label = ((numbers >= liver[0]) & (numbers < liver[1])).to(torch.uint8).expand(1, 1, 4, 4, 40)
+    image = torch.where((numbers >= scan[0]) & (numbers < scan[1]), numbers / 100, -0.9).expand(1, 1, 4, 4, 40)
+    slabs = RandSlabBatch(1.0, (10, 10), divisor=1, tip_prob=1.0, tip=2)
+    images = [slabs({"image": image, "label": label}, "cpu")[0] for _ in range(60)]
+    assert {round(float(image[0, 0, 0, 0, 0]) * 100) for image in images} == firsts
+
+
+def test_the_tip_is_that_of_one_of_several_crops():
+    torch.manual_seed(0)
+    numbers = torch.arange(40)
+    label = torch.stack([(numbers >= 15), (numbers < 15)]).to(torch.uint8)[:, None, None, None]
+    image = (numbers / 100).expand(2, 1, 1, 1, 40)
+    slabs = RandSlabBatch(1.0, (10, 10), divisor=1, tip_prob=1.0, tip=0)
+    images = [slabs({"image": image, "label": label}, "cpu")[0] for _ in range(60)]
+    assert {round(float(image[0, 0, 0, 0, 0]) * 100) for image in images} == {5, 15}
+
+
+def test_without_a_tip_a_slab_begins_anywhere():
+    torch.manual_seed(0)
+    slabs = RandSlabBatch(1.0, (38, 39), divisor=1, tip_prob=1.0)
+    for labelled in (0, 1):
+        batch = {"image": ramp()["image"], "label": torch.full((2, 1, 4, 4, 40), labelled)}
+        firsts = {round(float(slabs(batch, "cpu")[0][0, 0, 0, 0, 0]) * 100) for _ in range(60)}
+        assert firsts == {1, 2, 3}
+
+
+def test_so_many_slabs_end_in_a_tip_as_asked():
+    torch.manual_seed(0)
+    batch = ramp() | {"label": (ramp()["label"] > 36).to(torch.uint8)}
+    slabs = RandSlabBatch(1.0, (8, 8), divisor=1, tip_prob=0.5, tip=0)
+    firsts = [round(float(slabs(batch, "cpu")[0][0, 0, 0, 0, 0]) * 100) for _ in range(200)]
+    assert firsts.count(29) / 200 == pytest.approx(0.5 + 0.5 / 33, abs=0.1)
