@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from monai.engines import default_prepare_batch
+from monai.transforms import generate_spatial_bounding_box
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,17 +51,12 @@ class RandSlabBatch:
         It is that of one crop of the batch. What ends where the scan or the crop does has no tip there, if a rotation
         has not tilted that end.
         """
-        crop = int(torch.randint(len(label), ())) if len(label) > 1 else 0
-        scanned, labelled = (_find_slices(mask) for mask in (image[crop] > AIR / 2, label[crop] > 0))
+        crop = int(torch.randint(len(label), ()))
+        boxes = (generate_spatial_bounding_box(mask) for mask in (image[crop] > AIR / 2, label[crop]))
+        scanned, labelled = (range(first[-1], end[-1]) for first, end in boxes)
         if not labelled:
             return []
         slices = range(min(self.tip, len(labelled)) + 1)
         lower = [labelled.start + count - depth for count in slices] if labelled.start > scanned.start else []
         upper = [labelled.stop - count for count in slices] if labelled.stop < scanned.stop else []
         return [start for start in lower + upper if 0 <= start <= label.shape[-1] - depth]
-
-
-def _find_slices(mask: Tensor) -> range:
-    """From the first to the last slice along the last axis in which ``mask`` has something."""
-    slices = mask.flatten(0, -2).any(dim=0).nonzero().flatten().tolist()
-    return range(slices[0], slices[-1] + 1) if slices else range(0)
