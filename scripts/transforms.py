@@ -67,6 +67,8 @@ def restore_grid(
     corners = apply_affine(np.linalg.solve(grid_affine, box_affine), corners)
     low = np.ceil(corners.min(axis=0)).astype(int).clip(min=0).tolist()
     high = np.minimum(np.floor(corners.max(axis=0)).astype(int) + 1, grid_shape).tolist()
+    if any(a >= b for a, b in zip(low, high, strict=True)):  # between two slices that are far apart, or beside the grid
+        return mask
 
     resample = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False, dtype=torch.float32)
     thickness = max(1, SLAB_VOXELS // ((high[1] - low[1]) * (high[2] - low[2])))

@@ -16,7 +16,7 @@ from monai.transforms import (
 )
 
 from scripts import transforms
-from scripts.transforms import RestoreGridd, find_body, find_foreground
+from scripts.transforms import RestoreGridd, find_body, find_foreground, restore_grid
 
 
 def test_the_body_is_what_is_above_the_window():
@@ -124,6 +124,22 @@ def test_one_voxel_of_a_class_comes_back_where_it_was():
     inside = np.linalg.solve(data["image"].meta["original_affine"], data["image"].affine.numpy()) @ (3, 7, 11, 1)
     restored = RestoreGridd("pred")(data)["pred"]
     assert restored[(0, *inside[:3].round().astype(int))] == 2 and restored.count_nonzero() == 1
+
+
+@pytest.mark.parametrize("slice_mm", [5.0, 10.0])
+def test_what_lies_between_two_slices_or_beside_the_grid_is_lost_and_the_rest_is_not(slice_mm):
+    grid = ((39, 39, 9), np.diag([0.75, 0.75, slice_mm, 1]))
+    found = []
+    for z in range(3, 38):
+        logits = torch.zeros(2, 20, 20, 41)
+        logits[0] = 5
+        logits[1, 10, 10, z] = 9
+        mask = restore_grid(logits, np.diag([1.5, 1.5, 1, 1]), grid[1], grid[0])
+        assert mask.shape == (1, *grid[0])
+        found.append(bool(mask.any()))
+        assert found[-1] or z % slice_mm
+    assert any(found) and not all(found)
+    assert not restore_grid(logits, np.diag([1.5, 1.5, 1, 1]), grid[1] + np.eye(4)[:, 3:] * 1000, grid[0]).any()
 
 
 def test_restoring_a_mask_leaves_the_image_and_its_metadata_alone():
