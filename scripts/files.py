@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,14 @@ BLOCK_BYTES = 2**20
 SPARE_BYTES = 1_000_000  # with less left on the disk, a writer's error is taken for that of a full disk
 
 
+def _temporary_name(process: int | str, name: str) -> str:
+    """Return what a process of this machine writes to before it is ``name``; others may share the folder."""
+    return f".part-{process}-{socket.gethostname()}-{name}"
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of ``path`` whose process is gone."""
-    for leftover in path.parent.glob(f".part-*-{glob.escape(path.name)}"):
+    """Remove temporary files of ``path`` whose process was one of this machine, and is gone."""
+    for leftover in path.parent.glob(_temporary_name("*", glob.escape(path.name))):
         process = leftover.name.split("-")[1]
         if process.isdigit() and not _is_running(int(process)):
             leftover.unlink(missing_ok=True)
@@ -46,7 +52,8 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; it becomes ``path`` when the block ends without an error.
 
     The temporary name keeps the suffixes of ``path`` (writers choose the format by them). Missing folders are made.
-    After an error the temporary file is removed and ``path`` is as it was; what a killed process left is removed too.
+    After an error the temporary file is removed and ``path`` is as it was; what a killed process of this machine left
+    is removed too.
 
     Raises:
         InputError: if the disk is full.
@@ -54,7 +61,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+    temporary = path.with_name(_temporary_name(os.getpid(), path.name))
     try:
         yield temporary
         with open(temporary, "rb+") as file:

@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -50,19 +51,22 @@ def test_old_file_stays_and_nothing_else_after_an_error(tmp_path, error):
     assert path.read_text(encoding="utf-8") == "old"
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path):
+def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "here-1")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    leftover, running, other = (
-        f".part-{gone.pid}-a[1].csv",
-        f".part-{os.getppid()}-a[1].csv",
-        f".part-{gone.pid}-b.csv",
+    leftover, running, other, elsewhere = (
+        f".part-{gone.pid}-here-1-a[1].csv",
+        f".part-{os.getppid()}-here-1-a[1].csv",
+        f".part-{gone.pid}-here-1-b.csv",
+        f".part-{gone.pid}-there-a[1].csv",
     )
-    for name in (leftover, running, other):
+    for name in (leftover, running, other, elsewhere):
         (tmp_path / name).write_text("half", encoding="utf-8")
     with written_whole(tmp_path / "a[1].csv") as temporary:
+        assert temporary.name == f".part-{os.getpid()}-here-1-a[1].csv"
         temporary.write_text("new", encoding="utf-8")
-    assert names_in(tmp_path) == sorted([running, other, "a[1].csv"])
+    assert names_in(tmp_path) == sorted([running, other, elsewhere, "a[1].csv"])
 
 
 def write(path, error):
