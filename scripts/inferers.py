@@ -3,7 +3,8 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class CoarseToFineInferer(SlidingWindowInferer):
             return network(windows, *args, **kwargs)
 
         size = inputs.shape[2:]
-        if not self.coarse_pass:
+        if not self.coarse_pass or min(size) < 1 / COARSE_ZOOM:
             return super().__call__(inputs, run_all, *args, **kwargs)
         small = functional.interpolate(convert_to_tensor(inputs), scale_factor=COARSE_ZOOM, mode="trilinear")
         fitted = fit_windows(self, small.shape[2:]) if self.fit_windows else self
@@ -157,6 +158,20 @@ def _fit_window(roi: int, size: int, overlap: float) -> int:
     return next((window for window in sizes if window >= smallest and window + others * step(window) >= size), roi)
 
 
+@contextmanager
+def _lent(network: Callable[..., Tensor], device: torch.device | None) -> Iterator[None]:
+    """Have a network on another ``device``, if one is given, until the block ends: it may be in training."""
+    if device is None or not isinstance(network, nn.Module):
+        yield
+        return
+    home = next((parameter.device for parameter in network.parameters()), device)
+    network.to(device)
+    try:
+        yield
+    finally:
+        network.to(home)
+
+
 class DeviceInferer(Inferer):
     """Another inferer whose network runs as suits the image's device; what it returns is float32.
 
@@ -188,7 +203,8 @@ class DeviceInferer(Inferer):
         """Return what the inferer makes of ``inputs`` ``(B, C, H, W, D)`` with the network."""
         while True:
             try:
-                return self._infer(inputs if self.device is None else inputs.to(self.device), network, *args, **kwargs)
+                with _lent(network, self.device):
+                    return self._infer(inputs.to(self.device or inputs.device), network, *args, **kwargs)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or torch.is_grad_enabled():
                     raise
@@ -230,8 +246,6 @@ class DeviceInferer(Inferer):
         dtype = half_precision(inputs.device) if self.amp else None
         channels_last = on_cpu or dtype is not None
         if isinstance(network, nn.Module):
-            if self.device is not None:
-                network.to(self.device)
             if channels_last:
                 network.to(memory_format=torch.channels_last_3d)
             if network.training and isinstance(self.inferer, SlidingWindowInferer) and not torch.is_grad_enabled():

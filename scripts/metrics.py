@@ -147,7 +147,8 @@ class SegmentationMetrics(Metric):
             number = len(self.rows) // len(self.foreground)
             path = files["image"] or files["label"]
             case = output_name(path) if path else f"case-{number}"
-            pred_classes, label_classes = (torch.as_tensor(mask)[0].detach() for mask in (pred, label))
+            # where memory did not suffice, a prediction is not on the label's device
+            pred_classes, label_classes = (torch.as_tensor(mask)[0].detach().to(label.device) for mask in (pred, label))
             for index, class_name in self.foreground:
                 self.rows.append(
                     {"case": case, "class": class_name}

@@ -1,4 +1,5 @@
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -151,6 +152,29 @@ def test_on_a_gpu_without_memory_first_the_result_then_the_network_goes_to_the_c
     assert inferer._save_memory(cpu) == ""
 
 
+class Travelling(Counted):
+    """At home on another device, it keeps where it is sent."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.home = nn.Parameter(torch.empty(1, device="meta"))
+        self.sent = []
+
+    def to(self, *args, **kwargs):
+        self.sent += args
+        return self
+
+
+@pytest.mark.parametrize("most", [1, 0])
+def test_a_network_that_went_to_the_cpu_goes_back_when_the_image_is_done(most):
+    network = Travelling(ThresholdOracle(0.5), most, RuntimeError("sizes do not match")).eval()
+    inferer = DeviceInferer(sliding(), amp=False)
+    inferer.device = torch.device("cpu")
+    with torch.no_grad(), nullcontext() if most else pytest.raises(RuntimeError, match="sizes do not match"):
+        inferer(torch.rand(1, 1, 32, 32, 16), network)
+    assert network.sent == [torch.device("cpu"), torch.device("meta")]
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), RuntimeError("sizes do not match")])
 def test_what_cannot_be_helped_is_raised(error):
     with torch.no_grad(), pytest.raises(RuntimeError, match=str(error)):
@@ -180,6 +204,12 @@ def test_windows_far_from_what_a_coarse_pass_finds_are_left_out_and_the_mask_is_
     assert torch.equal(result.as_tensor().argmax(dim=1), expected.argmax(dim=1))
     torch.testing.assert_close(result.exp().sum(dim=1).as_tensor(), torch.ones(1, 96, 80, 40), atol=0.3, rtol=0)
     assert (coarse.windows < plain.windows) == leaves_out
+
+
+def test_an_image_too_thin_for_half_the_resolution_has_no_coarse_pass():
+    image = image_amid_air()[..., :1]
+    coarse = sliding(CoarseToFineInferer, coarse_pass=True)(image, ThresholdOracle(0.5))
+    torch.testing.assert_close(coarse, sliding()(image, ThresholdOracle(0.5)))
 
 
 def test_all_windows_are_run_if_the_fine_pass_finds_something_at_the_end_of_the_box():
