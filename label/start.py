@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser  # noqa: E402
 from scripts.commands import run_command  # noqa: E402
 from scripts.data import class_names, describe_classes  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
-from scripts.files import sha256  # noqa: E402
+from scripts.files import sha256, sum_file  # noqa: E402
 from scripts.pack import NAME, list_files  # noqa: E402
 from scripts.settings import read_settings, settings_file  # noqa: E402
 
@@ -84,7 +84,8 @@ def prepare(app_dir: Path, root: Path = ROOT, target: str | None = None, weights
             shutil.copyfile(root / name, bundle / name)
     if not own.is_file():
         own.parent.mkdir(parents=True, exist_ok=True)
-        settings_file(own).unlink(missing_ok=True)
+        for beside in (settings_file(own), sum_file(own)):  # of weights that were there
+            beside.unlink(missing_ok=True)
         shutil.copyfile(source, own)
         (app_dir / ORIGIN).write_text(sha256(source) + "\n", encoding="utf-8")
         if settings_file(source).is_file():

@@ -17,6 +17,7 @@ NRRD_SUFFIXES = (".nrrd", ".nhdr")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *NRRD_SUFFIXES, *METAIMAGE_SUFFIXES)
 
 MAX_GZIP_RATIO = 1040  # deflate cannot do better than 1032 : 1
+MAX_TEXT_RATIO = 4  # of 8 bytes, written as one digit and what parts it from the next
 CHUNK_BYTES = 2**24
 MAX_HEADER_LINES = 1000
 ZLIB_OR_GZIP = 47  # the window size that makes zlib take both
@@ -43,11 +44,10 @@ def check_size(nifti: nib.Nifti1Image) -> None:
     """Raise `ValueError` if a file is too small for the voxels that its header promises, before memory is taken."""
     file = nifti.get_filename()
     promised = nifti.dataobj.offset + math.prod(map(int, nifti.shape)) * nifti.get_data_dtype().itemsize
-    _check_promise(promised, os.path.getsize(file), file.lower().endswith(".gz"))
+    _check_promise(promised, os.path.getsize(file) * (MAX_GZIP_RATIO if file.lower().endswith(".gz") else 1))
 
 
-def _check_promise(promised: int, bytes_there: int, compressed: bool) -> None:
-    possible = bytes_there * (MAX_GZIP_RATIO if compressed else 1)
+def _check_promise(promised: int, possible: int) -> None:
     if promised > possible:
         raise ValueError(f"Expected {promised} bytes, the file has no more than {possible}")
 
@@ -64,11 +64,12 @@ def check_gzip(file: str | os.PathLike) -> None:
 
 
 class Voxels(NamedTuple):
-    """Where a MetaImage or NRRD file keeps its voxels."""
+    """Where a MetaImage or NRRD file keeps its voxels, and as what: compressed, or as text, or neither."""
 
     file: Path
     offset: int
     compressed: bool
+    text: bool
 
 
 def _read_fields(stream: BinaryIO) -> Iterable[tuple[str, str]]:
@@ -94,11 +95,12 @@ def find_voxels(file: str | os.PathLike) -> Voxels:
         offset = stream.tell()
     name = next((fields[key] for key in ("elementdatafile", "datafile") if key in fields), "LOCAL")
     compressed = fields.get("compresseddata", "").lower() == "true" or fields.get("encoding") in ("gzip", "gz")
+    text = fields.get("encoding") in ("ascii", "text", "txt") or fields.get("binarydata", "").lower() == "false"
     if name == "LOCAL":
-        return Voxels(Path(file), offset, compressed)
+        return Voxels(Path(file), offset, compressed, text)
     if name.startswith("LIST") or "%" in name:
         raise ValueError("its voxels are in several files")
-    return Voxels(Path(file).parent / name, 0, compressed)
+    return Voxels(Path(file).parent / name, 0, compressed, text)
 
 
 def check_voxels(file: str | os.PathLike, promised: int) -> None:
@@ -111,7 +113,8 @@ def check_voxels(file: str | os.PathLike, promised: int) -> None:
         ValueError: if there are fewer, or, compressed, not exactly as many, or damaged ones.
     """
     voxels = find_voxels(file)
-    _check_promise(promised, os.path.getsize(voxels.file) - voxels.offset, voxels.compressed)
+    ratio = MAX_GZIP_RATIO if voxels.compressed else MAX_TEXT_RATIO if voxels.text else 1
+    _check_promise(promised, (os.path.getsize(voxels.file) - voxels.offset) * ratio)
     if not voxels.compressed:
         return
     decompressor, count = zlib.decompressobj(ZLIB_OR_GZIP), 0

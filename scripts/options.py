@@ -38,7 +38,7 @@ def check_options() -> None:
     options = [argument[2:].split("=")[0] for argument in sys.argv[1:] if argument.startswith("--")]
     for key in PATHS:
         value = config.get(key)
-        if key in options and not isinstance(value, str | None):
+        if key in (option.replace("-", "_") for option in options) and not isinstance(value, str | None):
             raise InputError(f"--{key}: was read as {value!r}, not as a path; write ./ before its name")
     for option in options:
         unused = find_unused(option, config)

@@ -80,6 +80,26 @@ def test_truncated_voxels_are_refused(tmp_path, suffix, compression):
         check_file(str(tmp_path / f"ct.{suffix}"))
 
 
+TEXTS = {
+    "nrrd": "NRRD0004\ntype: double\ndimension: 3\nsizes: 12 10 6\nencoding: ascii\n\n",
+    "mha": (
+        "ObjectType = Image\nNDims = 3\nBinaryData = False\nDimSize = 12 10 6\nElementType = MET_DOUBLE\n"
+        "ElementDataFile = LOCAL\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", TEXTS)
+def test_voxels_may_be_written_as_text_but_not_for_gigabytes(tmp_path, suffix):
+    file = tmp_path / f"ct.{suffix}"
+    file.write_text(TEXTS[suffix] + "0 " * VOXELS.size, encoding="utf-8")
+    check_file(str(file))
+    assert itk.array_from_image(itk.imread(str(file))).shape == SHAPE[::-1]
+    say_shape(file, 2000, 2000, 2000)
+    with pytest.raises(ValueError, match="Expected 64000000000 bytes, the file has no more than 5760"):
+        check_file(str(file))
+
+
 def test_voxels_in_several_files_are_refused(tmp_path):
     file = write(tmp_path, "mhd", False)
     file.write_bytes(file.read_bytes().replace(b"ct.raw", b"LIST"))

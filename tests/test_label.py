@@ -7,6 +7,7 @@ import pytest
 
 from label.start import prepare, start
 from scripts.errors import InputError
+from scripts.files import sum_file
 from scripts.pack import NAME, list_files
 from tests import ROOT
 
@@ -78,9 +79,11 @@ def test_that_the_bundle_has_other_weights_by_now_is_said_in_one_line_and_those_
         f"serve the bundle's, give another --app_dir, or delete {own}\n"
     )
     (root / "models/model.json").unlink()
+    sum_file(own).touch()  # of what was trained
     own.unlink()
     assert prepare(tmp_path / "app", root).read_bytes() == b"second"
     assert not own.with_suffix(".json").exists()  # it was of the first
+    assert not sum_file(own).exists()
 
 
 @pytest.mark.parametrize("given, settings", [("liver_and_tumor", None), (None, {"target": "liver_and_tumor"})])

@@ -100,7 +100,12 @@ def test_an_option_that_nothing_uses_is_refused_and_one_like_it_named(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("read", "typed"), [(20261127, ("--dataset_dir", "20261127")), (["a"], ("--dataset_dir=['a']",))]
+    ("read", "typed"),
+    [
+        (20261127, ("--dataset_dir", "20261127")),
+        (20261127, ("--dataset-dir", "20261127")),
+        (["a"], ("--dataset_dir=['a']",)),
+    ],
 )
 def test_a_path_that_was_read_as_something_else_is_refused(monkeypatch, read, typed):
     config = CONFIG | {"dataset_dir": read, "images": "$@dataset_dir"}
