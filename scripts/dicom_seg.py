@@ -41,11 +41,12 @@ CODES = {  # class name → category and type of what is segmented, as DICOM's C
     "liver": (("123037004", "SCT", "Anatomical Structure"), LIVER),
     "tumor": (("49755003", "SCT", "Morphologically Abnormal Structure"), ("108369006", "SCT", "Neoplasm")),
 }
-NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
+NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
     "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
 )  # fmt: skip
+SEXES = ("M", "F", "O", "")  # that DICOM has, PS3.3 C.7.1.1
 
 
 class Algorithm(NamedTuple):
@@ -96,7 +97,7 @@ def describe_segments(class_names: Sequence[str], algorithm: Algorithm) -> list[
 
 
 def read_headers(files: Sequence[PathLike]) -> list[Dataset]:
-    """Return the headers of DICOM files; what DICOM lets be empty is empty where it is missing or no date.
+    """Return the headers of DICOM files; what DICOM lets be empty is empty where it is missing, or is no date or sex.
 
     Raises:
         InputError: if they have not the identifiers that a SEG refers to.
@@ -119,6 +120,8 @@ def read_headers(files: Sequence[PathLike]) -> list[Dataset]:
                 {"Date": DA, "Time": TM}.get(keyword[-4:], str)(header[keyword].value or "")
             except (KeyError, ValueError):
                 setattr(header, keyword, None)
+        if (header.PatientSex or "") not in SEXES:
+            header.PatientSex = None
         headers.append(header)
     return headers
 
@@ -154,7 +157,7 @@ def make_segmentation(
         series: which of several; see `scripts.scans.read_dicom_series`.
 
     Raises:
-        InputError: if highdicom is not installed, or an identifier is missing in the series.
+        InputError: if highdicom is not installed, an identifier is missing in the series, or it refuses their headers.
         ValueError: if the mask is not of the scan's shape.
     """
     highdicom = import_highdicom()
@@ -167,24 +170,30 @@ def make_segmentation(
         raise ValueError(f"expected a mask of {len(slices)} slices, received {len(pixels)}")
     else:
         level(headers, slices)
-    segmentation = highdicom.seg.Segmentation(
-        source_images=headers,
-        pixel_array=pixels,
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=describe_segments(class_names, algorithm),
-        series_instance_uid=highdicom.UID(),
-        series_number=SERIES_NUMBER_OFFSET + int(headers[0].get("SeriesNumber") or 0),
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer=algorithm.authors,
-        manufacturer_model_name=algorithm.name,
-        software_versions=algorithm.version,
-        device_serial_number=algorithm.weights,
-        series_description=f"{algorithm.name}: {', '.join(class_names[1:])}",
-        content_description="For research only",
-        content_label="SEGMENTATION",
-        specific_character_set="ISO_IR 192",  # UTF-8, whatever the scan has its names in
-    )
+    try:
+        segmentation = highdicom.seg.Segmentation(
+            source_images=headers,
+            pixel_array=pixels,
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=describe_segments(class_names, algorithm),
+            series_instance_uid=highdicom.UID(),
+            series_number=SERIES_NUMBER_OFFSET + int(headers[0].get("SeriesNumber") or 0),
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer=algorithm.authors,
+            manufacturer_model_name=algorithm.name,
+            software_versions=algorithm.version,
+            device_serial_number=algorithm.weights,
+            series_description=f"{algorithm.name}: {', '.join(class_names[1:])}",
+            content_description="For research only",
+            content_label="SEGMENTATION",
+            specific_character_set="ISO_IR 192",  # UTF-8, whatever the scan has its names in
+        )
+    except Exception as error:  # whatever highdicom finds wrong in the slices' headers
+        raise InputError(
+            f"{folder}: no DICOM SEG can be made of it ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "export the series again"
+        ) from error
     segmentation.ContentCreatorName = None  # no person; but DICOM has it there, if empty
     return segmentation
 

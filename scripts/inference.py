@@ -52,8 +52,20 @@ def name_output(metadata: Mapping[str, Any], saver: Any) -> dict[str, Any]:
 def images_root(dataset_dir: PathLike) -> str:
     """Return the folder relative to which outputs keep their subfolders: of an image, the one it is in."""
     root = Path(dataset_dir)
-    is_image = root.is_file() or (root.is_dir() and any(is_dicom(path) for path in root.iterdir() if path.is_file()))
-    return str(root.parent if is_image else root)
+    return str(root.parent if root.is_file() or (root.is_dir() and _is_series(_list_folder(root))) else root)
+
+
+def _list_folder(folder: Path) -> list[Path] | None:
+    """Return what is in a folder, without hidden files, in order; None if this user must not look into it."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except PermissionError:
+        return None
+
+
+def _is_series(paths: Sequence[Path] | None) -> bool:
+    """Return whether there are DICOM files of images in a folder, or may be: that it is closed is said later."""
+    return paths is None or any(is_dicom(path) for path in paths if path.is_file())
 
 
 def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[str, str]]:
@@ -84,14 +96,10 @@ def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[s
     for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
         if outputs and not root.resolve().is_relative_to(outputs) and folder.resolve().is_relative_to(outputs):
             continue
-        try:
-            paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        except PermissionError:  # is said when it is read
-            images.append(folder)
-            continue
+        paths = _list_folder(folder)
         # a link to nowhere is listed too: it is said when it is read
-        images += [path for path in paths if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.is_dir()]
-        if any(is_dicom(path) for path in paths if path.is_file()):
+        images += [path for path in paths or () if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.is_dir()]
+        if _is_series(paths):
             images.append(folder)
     if not images:
         wanted = ", ".join(IMAGE_SUFFIXES)
@@ -134,7 +142,7 @@ def check_image(image: MetaTensor, path: str, check_hu: bool = True) -> None:
         raise InputError(f"{path}: {reason}")
     if not torch.isfinite(torch.as_tensor(image)).all():
         raise InputError(f"{path}: has NaN or infinite voxels; replace them (air is -1000 HU) and try again")
-    modality = image.meta.get(MODALITY, "CT")
+    modality = image.meta.get(MODALITY) or "CT"
     if check_hu and modality != "CT":
         raise InputError(f"{path}: is of modality {modality}, not CT; give a CT, or give --check_hu false")
     for reason in find_hu_errors(torch.as_tensor(image).numpy()) if check_hu else ():
@@ -277,7 +285,8 @@ class FailureReport:
     def write(self) -> None:
         """Write the table."""
         for failure in self.batches.failures:
-            self.records.write(failure)
+            if "mask" not in failure:  # of those that have one, `CaseReports` has written it
+                self.records.write(failure)
         self.records.write_tables()
 
     def __call__(self, engine: Engine) -> None:
@@ -328,7 +337,8 @@ class GridWriter(NibabelWriter):
         """Take the grid from the metadata, as MONAI's writer does, and the header from the file that it names."""
         super().set_metadata(meta_dict, resample, **options)
         source = str((meta_dict or {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))
-        self.source_image = nib.load(source) if source.endswith(NIFTI_SUFFIXES) and os.path.isfile(source) else None
+        is_nifti = source.lower().endswith(NIFTI_SUFFIXES) and os.path.isfile(source)
+        self.source_image = nib.load(source) if is_nifti else None
         self.source_header = None
         if self.source_image is not None and self.source_image.shape == np.shape(self.data_obj)[:3]:
             self.source_header = self.source_image.header
@@ -342,10 +352,19 @@ class CaseReports:
         class_names: of all classes, background first.
         reader: to read the image again for its preview.
         preview: whether pictures are made.
+        batches: of the evaluator, if other handlers before this one may add what failed of an image that has its mask.
     """
 
-    def __init__(self, records: Records, class_names: Sequence[str], reader: ImageReader, preview: bool = True):
+    def __init__(
+        self,
+        records: Records,
+        class_names: Sequence[str],
+        reader: ImageReader,
+        preview: bool = True,
+        batches: ImageBatches | None = None,
+    ):
         self.records = records
+        self.failures = batches.failures if batches else []
         self.class_names = tuple(class_names)
         self.load_image = LoadImage(reader=reader, image_only=True)
         self.preview = preview
@@ -376,5 +395,6 @@ class CaseReports:
                 picture = mask_path.with_name(f"{output_name(mask_path)}.png")
                 title = f"{output_name(source)}: {volumes}"
                 draw_preview(image, classes, mask.affine, self.class_names, picture, title)
+            row |= next((failure for failure in self.failures if failure["image"] == source), {})
             self.records.write(row)  # when all of it is done
             self.records.write_tables(at_once=False)

@@ -60,10 +60,8 @@ class Records:
     def write(self, row: Mapping[str, Any]) -> None:
         """Write what became of ``row["image"]``: its ``mask`` and volumes, or the ``reason`` why it has none.
 
-        With both, something else that was wanted of it failed; then what was written of its mask stays.
+        With both, something else that was wanted of it failed.
         """
-        if "mask" in row and "reason" in row:
-            row = {**(self._read(self.path(row["image"])) or {}), **row}
         with written_whole(self.path(row["image"])) as temporary:
             hidden = {"made_with": self.made_with}
             if "mask" in row:
@@ -90,7 +88,8 @@ class Records:
 
         Both are sorted by path; the latter have ``image`` and ``reason`` alone.
         """
-        found = [record for path in (self.output_dir / FOLDER).rglob("*.json") if (record := self._read(path))]
+        paths = [path for path in (self.output_dir / FOLDER).rglob("*.json") if not path.name.startswith(".")]
+        found = [record for path in paths if (record := self._read(path))]
         found.sort(key=lambda record: record["image"])
         rows = [
             {key: value for key, value in record.items() if key not in HIDDEN} for record in found if "mask" in record

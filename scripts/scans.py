@@ -37,7 +37,9 @@ SLICE_TOLERANCE = 0.2  # of a pixel or the distance of slices: positions are rou
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file has a name that DICOM files have, and says that it is one."""
+    """Return whether a file has a name that DICOM files of images have, and says that it is one."""
+    if path.name.upper() == "DICOMDIR":  # the list of what is on a disc
+        return False
     if path.suffix.lower() not in ("", ".dcm", ".ima") and not path.suffix[1:].isdigit():
         return False
     try:

@@ -22,6 +22,7 @@ pytest.importorskip("highdicom", reason="highdicom is not installed")
 from scripts.data import TARGETS, class_names  # noqa: E402
 from scripts.dicom_seg import CODES, Algorithm, make_segmentation, read_algorithm  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
+from scripts.inference import FailureReport  # noqa: E402
 from scripts.scans import ScanReader, read_dicom_series  # noqa: E402
 from tests import ROOT  # noqa: E402
 from tests.dicoms import CT_CLASS, ROOT_UID, write_enhanced, write_series  # noqa: E402
@@ -255,6 +256,32 @@ def test_what_dicom_lets_be_empty_may_be_missing(tmp_path):
     )
 
 
+@pytest.mark.parametrize("sex, kept", [("F", "F"), ("U", ""), ("REMOVED", "")])
+def test_a_sex_that_dicom_does_not_have_is_left_out(tmp_path, sex, kept):
+    change_headers(write_series(tmp_path / "ct", SCAN), lambda header: setattr(header, "PatientSex", sex))
+    assert (pydicom.dcmread(segment(tmp_path / "ct")).PatientSex or "") == kept
+
+
+@pytest.mark.parametrize(
+    "keyword, value, reason",
+    [
+        ("SOPClassUID", f"{ROOT_UID}.9", "no DICOM SEG can be made of it (KeyError: "),
+        ("SOPClassUID", "", "has no SOPClassUID, which a DICOM SEG refers to"),
+        ("FrameOfReferenceUID", None, "no DICOM SEG can be made of it (ValueError: "),
+    ],
+)
+def test_headers_of_which_no_seg_can_be_made_are_said_in_one_line(tmp_path, keyword, value, reason):
+    values = iter(range(SHAPE[2]))
+
+    def spoil(header):
+        setattr(header, keyword, f"{ROOT_UID}.{next(values)}" if value is None else value)
+
+    change_headers(write_series(tmp_path / "ct", SCAN), spoil)
+    with pytest.raises(InputError) as caught:
+        segment(tmp_path / "ct")
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_an_empty_mask_is_a_seg_of_the_whole_scan_with_nothing_in_it(tmp_path):
     write_series(tmp_path / "ct", np.full_like(SCAN, AIR_HU))
     seg = pydicom.dcmread(segment(tmp_path / "ct"))
@@ -403,6 +430,16 @@ def test_a_series_that_a_seg_cannot_refer_to_is_named_and_the_others_get_theirs(
     infer(tmp_path / "study", skip_done=True)
     assert (tmp_path / "out/a_seg.dcm").is_file()
     assert not (tmp_path / "out/failed.csv").exists()
+
+
+def test_a_series_whose_seg_failed_before_the_run_broke_off_is_not_taken_for_done(tmp_path, infer, monkeypatch):
+    change_headers(write_series(tmp_path / "study/a", SCAN), lambda header: delattr(header, FRAME[0]))
+    write_series(tmp_path / "study/b", SCAN)
+    monkeypatch.setattr(FailureReport, "write", lambda self: None)  # as if it were killed
+    input_error_of(infer, tmp_path / "study")
+    record = json.loads((tmp_path / "out/records/a.json").read_text(encoding="utf-8"))
+    assert "has no FrameOfReferenceUID" in record["reason"]
+    assert "reason" not in json.loads((tmp_path / "out/records/b.json").read_text(encoding="utf-8"))
 
 
 def test_images_without_a_mask_and_those_without_a_seg_are_counted_apart(tmp_path, infer):

@@ -3,6 +3,7 @@ import gzip
 import itertools
 import json
 import math
+import shutil
 import struct
 from functools import partial
 
@@ -106,8 +107,10 @@ def test_a_mask_that_was_resampled_lies_on_its_image(tmp_path, infer):
     np.testing.assert_allclose(np.argwhere(found).mean(axis=0), np.argwhere(mask).mean(axis=0), atol=0.05)
 
 
-@pytest.mark.parametrize("sform_code, qform_code", [(1, 1), (4, 0), (0, 1), (2, 1)])
-def test_a_nifti_mask_has_the_header_of_its_image(tmp_path, infer, sform_code, qform_code):
+@pytest.mark.parametrize(
+    "sform_code, qform_code, name", [(1, 1, "ct.nii"), (4, 0, "ct.nii"), (0, 1, "ct.nii"), (2, 1, "ct.NII.GZ")]
+)
+def test_a_nifti_mask_has_the_header_of_its_image(tmp_path, infer, sform_code, qform_code, name):
     mask = make_mask((24, 20, 16))
     image = nib.Nifti1Image(make_image(mask), np.diag((*SPACING_MM, 1)))
     image.set_sform(image.affine, sform_code)
@@ -116,11 +119,8 @@ def test_a_nifti_mask_has_the_header_of_its_image(tmp_path, infer, sform_code, q
     image.header.set_slope_inter(2, -300)  # stored values differ from HU
     image.header["descrip"] = b"a scan"
     image = nib.Nifti1Image(make_image(mask), None, image.header)
-    nib.save(image, tmp_path / "ct.nii")
-    source, result = (
-        nib.load(tmp_path / "ct.nii"),
-        nib.load(infer(tmp_path / "ct.nii", preview=False) / "ct_seg.nii.gz"),
-    )
+    nib.save(image, tmp_path / name)
+    source, result = nib.load(tmp_path / name), nib.load(infer(tmp_path / name, preview=False) / "ct_seg.nii.gz")
     assert (int(result.header["sform_code"]), int(result.header["qform_code"])) == (sform_code, qform_code)
     for field in ("pixdim", "quatern_b", "qoffset_x", "srow_x", "srow_y", "srow_z", "xyzt_units"):
         assert np.array_equal(result.header[field], source.header[field]), field
@@ -237,6 +237,31 @@ def test_a_dicom_folder_given_itself_is_one_image_beside_whose_name_outputs_are_
     save_dicom_series(tmp_path / "series", make_image(make_mask((24, 20, 16))), series=1)
     out = infer(tmp_path / "series", preview=False)
     assert (out / "series_seg.nii.gz").is_file()
+
+
+def test_the_list_of_what_is_on_a_disc_is_no_image(tmp_path, infer):
+    save_dicom_series(tmp_path / "disc/series", make_image(make_mask((24, 20, 16))), series=1)
+    shutil.copyfile(next((tmp_path / "disc/series").iterdir()), tmp_path / "disc/DICOMDIR")
+    assert find_images(tmp_path / "disc") == [{"image": str(tmp_path / "disc/series")}]
+    assert (infer(tmp_path / "disc", preview=False) / "series_seg.nii.gz").is_file()
+
+
+def test_a_dicom_series_that_does_not_say_its_modality_is_taken(tmp_path, infer):
+    hu = np.full((24, 20, 16), -1000, np.int16)
+    hu[4:20, 4:16, 4:12] = 40
+    save_dicom_series(tmp_path / "series", hu, series=1)
+    for file in (tmp_path / "series").iterdir():
+        content = file.read_bytes()
+        assert content.count(b"\x08\x00\x60\x00\x02\x00\x00\x00CT") == 1  # tag, length and value
+        file.write_bytes(content.replace(b"\x60\x00\x02\x00\x00\x00CT", b"\x60\x00\x00\x00\x00\x00"))
+    assert (infer(tmp_path / "series", check_hu=True, preview=False) / "series_seg.nii.gz").is_file()
+
+
+def test_a_folder_that_must_not_be_looked_into_is_named(tmp_path, infer, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(inference, "_list_folder", lambda folder: None)
+    assert find_images(tmp_path / "closed") == [{"image": str(tmp_path / "closed")}]
+    assert inference.images_root(tmp_path / "closed") == str(tmp_path)
 
 
 def test_a_dicom_folder_of_two_series_is_refused_unless_one_is_chosen(tmp_path, infer):

@@ -146,6 +146,15 @@ def test_a_record_that_was_cut_off_counts_for_nothing(tmp_path):
     assert not records.is_done(tmp_path / "ct.nii")
 
 
+def test_a_record_that_is_being_written_counts_for_nothing(tmp_path):
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    (tmp_path / "ct.nii").touch()
+    records.write({"image": str(tmp_path / "ct.nii"), "reason": "damaged"})
+    path = records.path(tmp_path / "ct.nii")
+    path.with_name(f".part-1-there-{path.name}").write_bytes(path.read_bytes())
+    assert len(records.read()[1]) == 1
+
+
 def test_each_image_is_in_one_shard(tmp_path):
     images = [{"image": str(tmp_path / str(number))} for number in range(7)]
     records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
