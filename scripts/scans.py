@@ -31,7 +31,8 @@ DICOM_PREAMBLE_BYTES = 128
 DICOM_META_BYTES = 1024  # of which the kind of object is one of the first
 MODALITY, IMAGE_TYPE, SERIES_UID = "0008|0060", "0008|0008", "0020|000e"
 ENHANCED_CT_CLASSES = (b"1.2.840.10008.5.1.4.1.1.2.1", b"1.2.840.10008.5.1.4.1.1.2.2")  # made so, and converted
-POSITION, FRAMES = "0020|0032", "0028|0008"
+POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
+FRAMES = "0028|0008"
 SAME_PLACE_MM = 1e-3
 SLICE_TOLERANCE = 0.2  # of a pixel or the distance of slices: positions are rounded; a missing slice is 0.5 at least
 
@@ -93,7 +94,7 @@ def read_slice(file: str) -> Slice:
     io.SetFileName(file)
     io.ReadImageInformation()
     dictionary = io.GetMetaDataDictionary()
-    names = (MODALITY, IMAGE_TYPE, SERIES_UID, POSITION, FRAMES)
+    names = (MODALITY, IMAGE_TYPE, SERIES_UID, POSITION, ORIENTATION, PIXEL_SPACING, FRAMES)
     tags = {name: dictionary[name].strip() if dictionary.HasKey(name) else "" for name in names}
     return Slice(
         file,
@@ -147,6 +148,8 @@ def _check_slice(folder: str, image: Slice, first: Slice) -> None:
         reason = f"{image.name} is in colours, not a CT; export the CT's slices"
     elif not image.tags[POSITION]:
         reason = f"{image.name} has no position in the patient; export the original slices"
+    elif not image.tags[ORIENTATION] or not image.tags[PIXEL_SPACING]:  # ITK would take supine, and 1 mm
+        reason = f"{image.name} has no orientation or no pixel spacing; export the original slices"
     elif image.size != first.size or not np.allclose(image.spacing_mm, first.spacing_mm, rtol=1e-3):
         reason = f"{image.name} and {first.name} differ in size or pixel spacing; keep one of the kinds"
     elif not np.allclose(image.axes, first.axes, atol=1e-3):
@@ -300,7 +303,10 @@ def _read_stack(folder: str, slices: Sequence[Slice]) -> Any:
         raise InputError(
             f"{folder}: its pixels cannot be decoded; decompress it, for example by gdcmconv --raw, or export it again"
         ) from error
-    return reader.GetOutput()
+    image = reader.GetOutput()
+    if not tilted:  # ITK takes the sign of SpacingBetweenSlices into it
+        image.SetDirection(itk.matrix_from_array(slices[0].axes))
+    return image
 
 
 def check_file(path: str) -> None:

@@ -55,6 +55,14 @@ def test_slices_of_any_direction_and_order_lie_where_their_tags_say(tmp_path, di
         assert_is(image, HU[:, :, ::-1], make_affine(row, column, -step_mm, other_end_mm))
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_negative_distance_of_slices_does_not_turn_the_scan_over(tmp_path, direction):
+    row, column, normal = DIRECTIONS[direction]
+    step_mm = np.multiply(normal, 2.5)
+    write_series(tmp_path, HU, step_mm=step_mm, axes=(*row, *column), tags={"0018|0088": "-2.5"})
+    assert_is(load(tmp_path), HU, make_affine(row, column, step_mm))
+
+
 def test_slices_of_a_tilted_gantry_are_a_sheared_volume_and_not_a_straight_one(tmp_path, caplog):
     write_series(tmp_path, HU, step_mm=(0, 0.7, 2))
     assert_is(load(tmp_path), HU, make_affine((1, 0, 0), (0, 1, 0), (0, 0.7, 2)))
@@ -159,11 +167,16 @@ def not_decodable(folder):
         file.write_bytes(file.read_bytes().replace(b"1.2.840.10008.1.2.4.90", b"1.2.840.10008.1.2.4.80"))
 
 
-def without_position(folder):
-    for file in write_series(folder, HU):
-        content = file.read_bytes()
-        assert content.count(b"\x20\x00\x32\x00") == 1
-        file.write_bytes(content.replace(b"\x20\x00\x32\x00", b"\x20\x00\x31\x00"))  # an element of no meaning
+def without(tag, other):
+    """Write a series whose ``tag`` is another, of no meaning."""
+
+    def write(folder):
+        for file in write_series(folder, HU):
+            content = file.read_bytes()
+            assert content.count(tag) == 1
+            file.write_bytes(content.replace(tag, other))
+
+    return write
 
 
 def frames(folder):
@@ -192,7 +205,18 @@ BAD_SERIES = {
     "the last slice is truncated": (last_truncated, "1-994.dcm cannot be read, it is damaged or incomplete"),
     "all are truncated": (all_truncated, "holds no slices of a scan that can be read, only localizers, other objects"),
     "an unknown compression": (not_decodable, "its pixels cannot be decoded; decompress it, for example by gdcmconv"),
-    "no positions": (without_position, "has no position in the patient; export the original slices"),
+    "no positions": (
+        without(b"\x20\x00\x32\x00", b"\x20\x00\x31\x00"),
+        "has no position in the patient; export the original slices",
+    ),
+    "no orientation": (
+        without(b"\x20\x00\x37\x00", b"\x20\x00\x36\x00"),
+        "has no orientation or no pixel spacing; export the original slices",
+    ),
+    "no pixel spacing": (
+        without(b"\x28\x00\x30\x00", b"\x28\x00\x2f\x00"),
+        "has no orientation or no pixel spacing; export the original slices",
+    ),
     "a secondary capture of many frames": (frames, "all.dcm holds 6 frames; convert it to one DICOM file per slice"),
     "colours": (colours, "shot.dcm is in colours, not a CT; export the CT's slices"),
 }
