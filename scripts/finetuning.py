@@ -75,13 +75,15 @@ class PretrainedWeights:
     Args:
         network: the network.
         path: of a state dict alone, such as ``models/model.pt``.
+        averaged: what holds the average of the network's weights, if there is one: it begins with them too.
 
     Raises:
         InputError: if there is no such file; when the engine starts, if it is damaged or another network's.
     """
 
-    def __init__(self, network: nn.Module, path: str | os.PathLike):
+    def __init__(self, network: nn.Module, path: str | os.PathLike, averaged: nn.Module | None = None):
         self.network = network
+        self.averaged = averaged
         self.path = existing_file(path, "give weights to begin with by --pretrained")
 
     def attach(self, engine: Engine) -> None:
@@ -91,6 +93,8 @@ class PretrainedWeights:
     def __call__(self, engine: Engine) -> None:
         """Take the weights."""
         take_weights(self.network, read_weights(self.path), self.path)
+        if self.averaged is not None and self.averaged is not self.network:
+            self.averaged.load_state_dict(self.network.state_dict())
 
 
 def freeze(network: nn.Module, layers: str) -> None:

@@ -56,6 +56,14 @@ def test_weights_that_are_not_there_are_named(tmp_path):
         PretrainedWeights(nn.Linear(1, 1), tmp_path / "none.pt")
 
 
+def test_averaged_weights_begin_with_the_same(tmp_path):
+    network, averaged, given = (nn.Linear(1, 1) for _ in range(3))
+    torch.save(given.state_dict(), tmp_path / "model.pt")
+    PretrainedWeights(network, tmp_path / "model.pt", averaged)(None)
+    assert network.weight == averaged.weight == given.weight
+    PretrainedWeights(network, tmp_path / "model.pt", network)(None)
+
+
 def test_what_is_frozen_gets_no_gradient():
     network = MPUNet(channels=CHANNELS)
     freeze(network, r"^(encoders|downs)\.")
