@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -18,9 +19,9 @@ from scripts.report import curves, tables
 from scripts.report.__main__ import show_cases, write_report
 from scripts.report.cases import PANELS, Case, axial_plane, choose_cases, distance_to_surface, load_case, surface_of
 from scripts.report.layout import format_number, format_p, lay_out_converged, lay_out_test
-from scripts.report.read import METRICS, check_comparable, name_runs, read_run
+from scripts.report.read import METRICS, Run, check_comparable, name_runs, read_run
 from scripts.report.statistics import compare, last_third_mean
-from scripts.report.summary import lay_out_facts, make_cards, write_headline
+from scripts.report.summary import compare_in_words, lay_out_facts, make_cards, write_headline
 from tests import ROOT
 
 SPACING = (2.0, 2.0, 4.0)
@@ -160,6 +161,21 @@ def test_the_interval_is_that_of_means_of_cases_drawn_again():
     assert result.above == (differences > 0).sum()
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_interval_is_that_of_the_difference_beside_it(turned):
+    dice = {
+        "a": (0.90, 0.80, 0.92, 0.85, 0.88, 0.91, 0.80),
+        "b": (0.91, 0.90, 0.90, 0.86, 0.87, 0.93, 0.84),
+    }
+    cases = {name: [{"case": str(i), "class": "liver", "dice": d} for i, d in enumerate(dice[name])] for name in dice}
+    runs = [Run(name, Path(name), {}, {}, {}, {}, cases[name], {}) for name in sorted(dice, reverse=turned)]
+    lines = " ".join(compare_in_words(*runs, "liver")).replace("−", "-")
+    numbers = re.search(r"difference is (\S+), 95 % interval (\S+) to (\S+);", lines).groups()
+    difference, low, high = map(float, numbers)
+    assert low < 0 < difference < high
+    assert "b is ahead in 5 of 7 cases" in lines
+
+
 def test_cases_decide_if_the_interval_does_not_hold_0_and_p_is_small():
     def decided(*differences):
         first = {str(case): d for case, d in enumerate(differences)}
@@ -187,7 +203,8 @@ def test_tables_have_the_means_and_their_differences(finished):
     assert narrow_training["npv"] == pytest.approx(0.64)
     assert [round(row["iou"], 6) for row in tables.differences(runs)] == [16, 7]
     cost = tables.costs(runs)[0]
-    assert (cost["training_s"], cost["validation_s"], cost["output_s"], cost["total_s"]) == (15, 3, 0.25, 18.25)
+    assert (cost["training_s"], cost["validation_s"], cost["output_s"]) == (15, 3, 0.25)
+    assert cost["total_s"] == pytest.approx(15 + 3 * 4 / 9 + 0.25)  # of 9 epochs 4 were validated
     assert (cost["parameters"], cost["checkpoint_mb"]) == (1234, 5.0)
     assert math.isnan(cost["peak_memory_mb"])
 

@@ -129,9 +129,8 @@ def compare_in_words(first: Run, other: Run, class_name: str) -> list[str]:
     same = f"in the same {count(len(common), 'test case').removeprefix('1 ')}"
     means = f"mean Dice {high} each {same}" if level else f"mean Dice {high} against {low} {same}"
     difference = f"The difference is {format_number(abs(result.difference))}"
-    ends = sorted((abs(result.low), abs(result.high)))
     if not math.isnan(result.low):
-        interval = (result.low, result.high) if result.low * result.high <= 0 else ends
+        interval = (result.low, result.high) if result.difference >= 0 else (-result.high, -result.low)
         difference += f", 95 % interval {format_number(interval[0])} to {format_number(interval[1])}"
     ahead = {first.name: result.above, other.name: compare(theirs, ours).above}
     cases = count(len(common), "case")

@@ -56,13 +56,19 @@ def costs(runs: Sequence[Run]) -> list[Row]:
                 "training_s": seconds[0],
                 "validation_s": seconds[1],
                 "output_s": seconds[2],
-                "total_s": sum(seconds),
+                "total_s": seconds[0] + seconds[1] * _share_validated(run) + seconds[2],
                 "parameters": fact(run, "parameters"),
                 "checkpoint_mb": fact(run, "checkpoint_mb"),
                 "peak_memory_mb": fact(run, "peak_memory_mb"),
             }
         )
     return rows
+
+
+def _share_validated(run: Run) -> float:
+    """Return the share of the epochs after which there was a validation."""
+    trained, validated = (len(curves.get("epoch", ())) for curves in (run.training, run.validation))
+    return validated / trained if trained else math.nan
 
 
 def of_test_cases(runs: Sequence[Run]) -> list[Row]:
