@@ -1,8 +1,11 @@
 """How values that people type on the command line are understood."""
 
-from collections.abc import Container, Iterable
-from numbers import Integral
+from collections.abc import Callable, Container, Iterable
+from numbers import Integral, Real
 from typing import Any
+
+import torch
+from monai.utils import ensure_tuple
 
 from scripts.errors import InputError
 
@@ -47,3 +50,73 @@ def check_keys(keys: Iterable[str], config: Container[str], what: str) -> None:
     for key in keys:
         if key.replace("#", "::").split("::")[0] not in config:
             raise InputError(f"--{key}: is no {what}; mend it")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _are(value: Any, count: int, is_part: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count and all(map(is_part, value))
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        torch.empty(1, device=value)
+    except (RuntimeError, AssertionError, TypeError):  # the second if PyTorch was built without such devices
+        return False
+    return True
+
+
+# knobs, which values they take, and what these are in words
+VALUES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        (
+            "max_epochs", "val_interval", "learning_rate_interval", "batch_size", "crops_per_scan", "sw_batch_size",
+            "min_slices",
+        ),
+        lambda value: is_whole(value) and value >= 1,
+        "a whole number of at least 1",
+    ),
+    (
+        ("num_workers", "early_stop_patience", "validation_pictures", "coarse_margin", "seed"),
+        lambda value: is_whole(value) and value >= 0,
+        "a whole number of at least 0",
+    ),
+    (("learning_rate",), lambda value: _is_number(value) and value > 0, "a number above 0"),
+    (
+        ("overlap",),
+        lambda value: all(_is_number(part) and 0 <= part < 1 for part in ensure_tuple(value)),
+        "a number from 0 to below 1",
+    ),
+    (
+        ("flip_prob", "rotate_prob", "cache_rate", "min_liver_share"),
+        lambda value: _is_number(value) and 0 <= value <= 1,
+        "a number from 0 to 1",
+    ),
+    (
+        ("spacing",),
+        lambda value: _are(value, 3, lambda part: _is_number(part) and part > 0),
+        'three numbers above 0, such as "[1.5,1.5,1]"',
+    ),
+    (
+        ("roi_size",),
+        lambda value: _are(value, 3, lambda part: is_whole(part) and part >= 1),
+        'three whole numbers of at least 1, such as "[96,96,48]"',
+    ),
+    (
+        ("window_hu",),
+        lambda value: _are(value, 2, _is_number) and value[0] < value[1],
+        'the lower number and the higher, such as "[-200,200]"',
+    ),
+    (("device",), _is_device, "a device of this machine, such as cpu"),
+)  # fmt: skip
+
+
+def check_value(knob: str, value: Any) -> None:
+    """Raise `InputError` if ``value`` is none that the ``knob`` takes; expressions of a config are not looked at."""
+    if isinstance(value, str) and value.startswith(("$", "@", "%")):
+        return
+    for knobs, is_right, words in VALUES:
+        if knob in knobs and not is_right(value):
+            raise InputError(f"--{knob}: expected {words}, received {value!r}")

@@ -6,6 +6,7 @@ MONAI takes any, and adds to the config what is not in it: a misspelt one would 
 import difflib
 import inspect
 import json
+import os
 import pydoc
 import re
 import sys
@@ -16,18 +17,22 @@ from typing import Any
 from monai.bundle import ConfigComponent
 
 from scripts.errors import InputError
+from scripts.knobs import check_value, is_whole
 from scripts.manifest import find_parser, merged_config
 
+RUN = 1  # place among the arguments of the word ``run``, after which the name of what to run may stand
 PATHS = ("dataset_dir", "output_dir", "ckpt_path", "pretrained", "cache_dir", "datalist_file")
+NEEDED_PATHS = ("dataset_dir", "output_dir", "ckpt_path")
 READ_BY_MONAI = {"save_execute_config"}  # of --tracking, wherever it stands
 ACTIVE = re.compile(r'"[$@%]|"_target_"')  # what MONAI evaluates, in JSON
 
 
 def check_options() -> None:
-    """Raise `InputError` for an option of the command line that the config being initialized cannot use.
+    """Raise `InputError` for what was typed if the config being initialized cannot use it.
 
-    That is one that it never refers to, an argument that its component does not take, and a path whose name was read
-    as a number, such as ``20261127``.
+    That is an option that it never refers to, an argument that its component does not take, a value that a knob does
+    not take (see `check_value`), a path that is empty or whose name was read as a number, such as ``20261127``, and
+    the name of something to run that it does not have.
 
     What a config file says, or a program gives, is not looked at: an overlay may be meant for several configs.
     """
@@ -35,12 +40,16 @@ def check_options() -> None:
     if parser is None:
         return
     config = merged_config(parser)
-    options = [argument[2:].split("=")[0] for argument in sys.argv[1:] if argument.startswith("--")]
-    for key in PATHS:
-        value = config.get(key)
-        if key in (option.replace("-", "_") for option in options) and not isinstance(value, str | None):
-            raise InputError(f"--{key}: was read as {value!r}, not as a path; write ./ before its name")
+    typed = [argument[2:].split("=")[0] for argument in sys.argv[1:] if argument.startswith("--")]
+    options = [option.replace("-", "_") for option in typed]
+    _check_run(config)
     for option in options:
+        _check_path(option, config.get(option))
+        if option in config:
+            check_value(option, config[option])
+    if {"max_epochs", "val_interval"} & set(options):
+        _check_interval(config)
+    for option in typed:
         unused = find_unused(option, config)
         if unused is None:
             continue
@@ -50,6 +59,37 @@ def check_options() -> None:
         if similar:
             hint = f"did you mean --{'::'.join([*above, *similar])}?"
         raise InputError(f"--{option}: these configs have no such setting; {hint}")
+
+
+def _check_run(config: Mapping[str, Any]) -> None:
+    """Raise `InputError` if what follows ``run`` on the command line is no part of the config."""
+    name = next(iter(sys.argv[RUN + 1 :]), "--")
+    if sys.argv[RUN : RUN + 1] == ["run"] and not name.startswith("-") and name not in config:
+        there = [key for key, value in config.items() if isinstance(value, list) and ".run()" in json.dumps(value)]
+        raise InputError(
+            f"{name}: there is nothing of that name to run in these configs, but {' and '.join(there) or 'run'}; "
+            "mend it, or add the config that has it"
+        )
+
+
+def _check_path(option: str, value: Any) -> None:
+    """Raise `InputError` if the ``option`` is a path and its value is none."""
+    if option in PATHS and not isinstance(value, str | None):
+        raise InputError(f"--{option}: was read as {value!r}, not as a path; write ./ before its name")
+    if option in NEEDED_PATHS and value == "":
+        raise InputError(f"--{option}: is empty; give a path (was it a variable of the shell that is not set?)")
+    if option == "pretrained" and value and not value.startswith("$") and not os.path.isfile(value):
+        raise InputError(f"{value}: no such file; --pretrained names the weights to begin with")
+
+
+def _check_interval(config: Mapping[str, Any]) -> None:
+    """Raise `InputError` for a training that would end before its first validation, and so keep no weights."""
+    epochs, interval = config.get("max_epochs"), config.get("val_interval")
+    if is_whole(epochs) and is_whole(interval) and epochs < interval and "training" in sys.argv:
+        raise InputError(
+            f"--max_epochs: {epochs} is less than --val_interval, {interval}: no epoch would be validated, and no "
+            f"weights kept; give --val_interval {epochs} too"
+        )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ CONFIG = {
         ("--run", "$print(1)"),
         ("--config_file", "configs/unused.json"),
         ("--save_execute_config", "false"),
-        ("training", "unused"),
+        ("run", "unused"),
     ],
 )
 def test_options_that_the_config_uses_are_taken_and_so_are_monai_s_own(monkeypatch, typed):
@@ -112,6 +112,44 @@ def test_a_path_that_was_read_as_something_else_is_refused(monkeypatch, read, ty
     with pytest.raises(InputError) as caught:
         check(monkeypatch, config, *typed)
     assert str(caught.value) == f"--dataset_dir: was read as {read!r}, not as a path; write ./ before its name"
+    check(monkeypatch, config)
+
+
+def test_an_empty_path_and_weights_that_are_not_there_are_refused(monkeypatch, tmp_path):
+    config = CONFIG | {"images": "$@output_dir", "weights": "$@pretrained"}
+    with pytest.raises(InputError, match=r"^--output_dir: is empty; give a path"):
+        check(monkeypatch, config | {"output_dir": ""}, "--output_dir", "")
+    weights = tmp_path / "model.pt"
+    with pytest.raises(InputError, match=r"model.pt: no such file; --pretrained names the weights to begin with"):
+        check(monkeypatch, config | {"pretrained": str(weights)}, "--pretrained", str(weights))
+    weights.touch()
+    check(monkeypatch, config | {"pretrained": str(weights)}, "--pretrained", str(weights))
+
+
+def test_a_name_of_nothing_that_could_be_run_is_refused(monkeypatch):
+    config = CONFIG | {"training": ["$@trainer.run()"]}
+    check(monkeypatch, config, "training", "--preview", "false")
+    with pytest.raises(InputError) as caught:
+        check(monkeypatch, config, "trainning", "--preview", "false")
+    assert str(caught.value) == (
+        "trainning: there is nothing of that name to run in these configs, but training; "
+        "mend it, or add the config that has it"
+    )
+
+
+def test_a_training_that_would_keep_no_weights_is_refused(monkeypatch):
+    config = CONFIG | {"training": ["$@trainer.run()"], "epochs": "$(@max_epochs, @val_interval)"}
+    check(monkeypatch, config | {"max_epochs": 5, "val_interval": 5}, "training", "--max_epochs", "5")
+    config |= {"max_epochs": 4, "val_interval": 5}
+    with pytest.raises(InputError, match=r"^--max_epochs: 4 is less than --val_interval, 5: .* give --val_interval 4"):
+        check(monkeypatch, config, "training", "--max_epochs", "4")
+    check(monkeypatch, config, "run", "--max_epochs", "4")
+
+
+def test_a_value_that_the_knob_does_not_take_is_refused(monkeypatch):
+    config = CONFIG | {"overlap": 25, "window": "$@overlap"}
+    with pytest.raises(InputError, match=r"^--overlap: expected a number from 0 to below 1, received 25$"):
+        check(monkeypatch, config, "--overlap", "25")
     check(monkeypatch, config)
 
 
