@@ -37,7 +37,7 @@ def main(
         output_dir: where NVFLARE works, and every site has a folder of results.
         rounds: how often weights go round.
         local_epochs: of each site in each round.
-        overrides: any knob of configs/train.json.
+        overrides: any knob of configs/train.json but ``pretrained``.
     """
     check_whole("rounds", rounds, 1)
     check_whole("local_epochs", local_epochs, 1)
@@ -45,6 +45,8 @@ def main(
     sites = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not sites:
         raise InputError(f"{folder}: has no folders; give one as --dataset_dir with a folder of cases for each site")
+    if "pretrained" in overrides:
+        raise InputError("pretrained: every round would begin with these weights, not with those of all; leave it out")
     if FedAvgRecipe is None:
         raise InputError("nvflare: is not installed; pip install -r requirements-nvflare.txt")
     output = Path(output_dir).resolve()

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 from tqdm import tqdm
 
-from scripts.cases import PAPER_MIN_SLICES
+from scripts.cases import PAPER_MIN_SLICES, read_json
 from scripts.commands import run_command
-from scripts.data import make_datalist
+from scripts.data import get_datalist
 from scripts.errors import InputError
 from scripts.files import write_table, written_whole
 from scripts.knobs import check_whole
@@ -285,8 +285,11 @@ def run_ablation(
             own = {"seed": seed, "output_dir": str(folder), "ckpt_path": str(folder / "model.pt")}
             runs.append(Run(name, seed, folder, shared | own | known[name]))
     waiting = [run for run in runs if not is_finished(run)]
-    if waiting and not cases.is_file():
-        make_datalist(dataset_dir, cases, seed=min(seeds), min_slices=settings.get("min_slices", PAPER_MIN_SLICES))
+    if waiting:
+        seed = (
+            read_json(cases)["seed"] if cases.is_file() else min(seeds)
+        )  # of the split, which stays when seeds are added
+        get_datalist(dataset_dir, cases, seed, settings.get("min_slices", PAPER_MIN_SLICES))
     failed = []
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="ablation", unit="run", disable=None) as progress:
         for run in waiting:

@@ -37,6 +37,8 @@ MIN_SOFT_TISSUE_FRACTION = 0.01  # of all voxels
 DENSE_HU = 800.0  # bone's hardest and metal; soft tissue that had 1024 added
 MAX_DENSE_FRACTION = 0.1  # of all voxels
 WRAPPED_HU = 2**16 - 1100  # where -1024 HU and a little more are as unsigned 16-bit integers
+MAX_LABEL = 255
+MAX_LABELS = 128  # TotalSegmentator has 117
 LIVER_MEDIAN_HU = (-50.0, 300.0)
 MIN_LIVER_FRACTION, MAX_LIVER_FRACTION = 0.001, 0.5  # of all voxels
 MAX_AIR_IN_LIVER = 0.05  # of the label
@@ -303,6 +305,14 @@ def is_sheared(affine: np.ndarray) -> bool:
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() > RIGHT_ANGLE_TOLERANCE)
 
 
+def is_label_map(image: np.ndarray) -> bool:
+    """Return whether voxels are labels, not a scan's: few small whole numbers, 0 among them and others."""
+    if image.min() != 0 or not 0 < image.max() <= MAX_LABEL:
+        return False
+    values = np.unique(image)
+    return values.size <= MAX_LABELS and bool((values == np.round(values)).all())
+
+
 def find_hu_errors(image: np.ndarray) -> Iterable[str]:
     """Yield why voxels cannot be a CT in Hounsfield units, in words that follow a file's name, if there is a reason."""
     low_hu, high_hu = SOFT_TISSUE_HU
@@ -380,7 +390,11 @@ def _find_lits_traps(case: Case, affine: np.ndarray, spacing_mm: np.ndarray) -> 
 
 
 def _fingerprint(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array.T).view(np.uint8)).hexdigest()  # nibabel's arrays are transposed
+    """Return a sum of the voxels, whole HU, whatever type of numbers the file has them in."""
+    digest = hashlib.sha256(repr(array.shape).encode())
+    for plane in array.T:  # nibabel's arrays are transposed
+        digest.update(np.ascontiguousarray(np.nan_to_num(plane).round().clip(-(2**31), 2**31 - 1).astype(np.int64)))
+    return digest.hexdigest()
 
 
 def find_repeated(reports: Sequence[CaseReport]) -> list[CaseReport]:

@@ -191,6 +191,12 @@ def _raise_for_bad_cases(reports: list[CaseReport], advice: str) -> None:
         raise InputError(f"{bad} of {len(reports)} cases cannot be used, first {first}; {advice}")
 
 
+def _explain_none(reports: list[CaseReport]) -> str:
+    """Return why no case is left, in the words of the first that was left out."""
+    dropped = next((f for report in reports for f in report.findings if f.severity == "dropped"), None)
+    return f"; the first has {dropped.reason}: --min_slices 1 keeps such" if dropped else ""
+
+
 def make_datalist(
     dataset_dir: str | os.PathLike,
     output_file: str | os.PathLike,
@@ -226,7 +232,7 @@ def make_datalist(
         remedy = "fix or remove the file, or leave bad cases out with --skip_bad_cases true"
         _raise_for_bad_cases(reports, f"see {table_file}; {remedy}")
     if not sections:
-        raise InputError(f"{root}: no case is left ({_summarise(rows)}); see {table_file}")
+        raise InputError(f"{root}: no case is left ({_summarise(rows)}){_explain_none(reports)}; see {table_file}")
     datalist: dict[str, Any] = {section: [] for section in SECTIONS}
     for case in (report.case for report in reports if report.case.name in sections):
         datalist[sections[case.name]].append({"image": case.image, "label": case.label})
@@ -271,7 +277,18 @@ def get_datalist(
         for file in item.values():
             if not os.path.exists(file):
                 raise InputError(f"{file}: is gone, but {datalist_file} lists it; restore it or delete the datalist")
-    added = {case.name for case in find_cases(dataset_dir)} - {row["name"] for row in datalist["cases"]}
+    cases, listed = find_cases(dataset_dir), {row["name"]: row["section"] for row in datalist["cases"]}
+    for case in cases:
+        if case.section and listed.get(case.name) not in (case.section, None):
+            raise InputError(
+                f"{datalist_file}: has {case.name} for {listed[case.name]}, {dataset_dir} for {case.section} by now; "
+                "delete the former, or give another --datalist_file"
+            )
+    gone = listed.keys() - {case.name for case in cases}
+    if gone:
+        text = "%s has %d cases that %s lacks by now; delete it to leave them out"
+        logger.warning(text, datalist_file, len(gone), dataset_dir)
+    added = {case.name for case in cases} - listed.keys()
     if added:
         logger.warning("%s lacks %d newer cases; delete it to have them included", datalist_file, len(added))
     return datalist

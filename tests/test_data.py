@@ -190,7 +190,10 @@ def test_bad_cases_are_left_out_and_listed_when_asked(tmp_path):
 
 def test_datalist_of_nothing_is_refused(tmp_path):
     lits = save_lits(tmp_path / "lits", range(2))
-    with pytest.raises(InputError, match=r"lits: no case is left \(2 cases: 2 dropped\); see .*list\.md"):
+    with pytest.raises(
+        InputError,
+        match=r"lits: no case is left \(2 cases: 2 dropped\); the first has 48 slices, .*: --min_slices 1 keeps such",
+    ):
         make_datalist(lits, tmp_path / "list.json", min_slices=49)
     assert not (tmp_path / "list.json").exists()
 
@@ -301,6 +304,26 @@ def test_datalist_of_other_making_is_not_reused(tmp_path):
     write_json(tmp_path / "list.json", {"training": [pair(0)]})
     with pytest.raises(InputError, match=r"list\.json: was not made by this bundle; .*goes to --dataset_dir"):
         get_datalist(tmp_path, tmp_path / "list.json")
+
+
+def test_a_list_of_the_users_own_that_was_changed_is_not_ignored(tmp_path, caplog):
+    lits = save_lits(tmp_path / "lits", range(4))
+    items = [pair(number) for number in range(4)]
+    own = lits / "own.json"
+
+    def write(training, validation, test):
+        sections = {"training": training, "validation": validation, "test": test}
+        write_json(own, {name: [items[number] for number in numbers] for name, numbers in sections.items()})
+
+    write([0, 1], [2], [3])
+    get_datalist(own, tmp_path / "list.json")
+    write([0, 3], [2], [1])
+    with pytest.raises(InputError, match=r"list\.json: has volume-1 for training, .*own\.json for test by now; delete"):
+        get_datalist(own, tmp_path / "list.json")
+    write([0, 1], [2], [])
+    with caplog.at_level(logging.WARNING):
+        get_datalist(own, tmp_path / "list.json")
+    assert "list.json has 1 cases that" in caplog.text
 
 
 def test_cases_added_after_the_datalist_was_made_are_counted_in_the_log(tmp_path, caplog):

@@ -10,6 +10,8 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 
+from federated.job import main
+from scripts.errors import InputError
 from scripts.metrics import OVERLAP_METRICS
 from scripts.networks import MPUNet
 from scripts.phantom import write_phantoms
@@ -45,6 +47,12 @@ def test_monai_s_federated_client_measures_and_trains_the_weights_it_is_given(al
         assert all(0 < step < 2 * TINY["learning_rate"] for step in moved)
         with open(tmp_path / "run/training.csv", encoding="utf-8", newline="") as file:
             assert [row["epoch"] for row in csv.DictReader(file)] == list(map(str, range(1, rounds + 1)))
+
+
+def test_a_job_takes_no_weights_with_which_every_round_would_begin(tmp_path):
+    (tmp_path / "sites/north").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"^pretrained: every round would begin with these weights"):
+        main(str(tmp_path / "sites"), str(tmp_path / "out"), pretrained="models/model.pt")
 
 
 @pytest.mark.parametrize("folder", ["missing", "without-sites"])
