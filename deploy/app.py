@@ -57,7 +57,9 @@ class LiverApp(Application):
             for name in config.get_parsed_content("class_names")[1:]
         ]
         load = DICOMDataLoaderOperator(self, CountCondition(self, 1), input_folder=folder, name="load")
-        select = DICOMSeriesSelectorOperator(self, rules=CT, name="select")
+        select = DICOMSeriesSelectorOperator(  # the longest first, which is taken: others may be scouts
+            self, rules=CT, all_matched=True, sort_by_sop_instance_count=True, name="select"
+        )
         stack = DICOMSeriesToVolumeOperator(self, name="stack")
         infer = MonaiBundleInferenceOperator(
             self,

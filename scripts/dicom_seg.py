@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -110,11 +111,12 @@ def read_headers(files: Sequence[PathLike]) -> list[Dataset]:
     for file in files:
         header = dcmread(file, stop_before_pixels=True)
         header.decode()
-        for keyword in NEEDED:
-            if not header.get(keyword):
-                raise InputError(
-                    f"{file}: has no {keyword}, which a DICOM SEG refers to; export or anonymise the series with it"
-                )
+        missing = [keyword for keyword in NEEDED if not header.get(keyword)]
+        if missing:
+            raise InputError(
+                f"{file}: has no {', '.join(missing)}, which a DICOM SEG refers to; "
+                f"export or anonymise the series with {'it' if len(missing) == 1 else 'them'}"
+            )
         for keyword in MAY_BE_EMPTY:
             try:
                 {"Date": DA, "Time": TM}.get(keyword[-4:], str)(header[keyword].value or "")
@@ -141,6 +143,20 @@ def level(headers: Sequence[Dataset], slices: Sequence[Slice]) -> None:
         header.SliceThickness = header.get("SliceThickness") or step_mm
 
 
+@contextmanager
+def _explained(folder: PathLike) -> Iterator[None]:
+    """Raise `InputError` for whatever pydicom or highdicom find wrong in the headers of a series."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{folder}: no DICOM SEG can be made of it ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "export the series again"
+        ) from error
+
+
 def make_segmentation(
     folder: PathLike, mask: np.ndarray, class_names: Sequence[str], algorithm: Algorithm, series: str = ""
 ) -> Segmentation:
@@ -161,21 +177,22 @@ def make_segmentation(
         ValueError: if the mask is not of the scan's shape.
     """
     highdicom = import_highdicom()
+    segments = describe_segments(class_names, algorithm)
     slices = find_slices(folder, series)
-    headers = read_headers([image.file for image in slices])
     pixels = np.ascontiguousarray(mask.transpose(2, 1, 0).astype(np.uint8))  # (Z, Y, X): frames, rows, columns
-    if slices[0].frames > 1:
-        pixels = read_frames(slices[0].file).with_array(pixels)  # highdicom finds which frame each slice is
-    elif len(pixels) != len(slices):
+    if slices[0].frames == 1 and len(pixels) != len(slices):
         raise ValueError(f"expected a mask of {len(slices)} slices, received {len(pixels)}")
-    else:
-        level(headers, slices)
-    try:
+    with _explained(folder):
+        headers = read_headers([image.file for image in slices])
+        if slices[0].frames > 1:
+            pixels = read_frames(slices[0].file).with_array(pixels)  # highdicom finds which frame each slice is
+        else:
+            level(headers, slices)
         segmentation = highdicom.seg.Segmentation(
             source_images=headers,
             pixel_array=pixels,
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=describe_segments(class_names, algorithm),
+            segment_descriptions=segments,
             series_instance_uid=highdicom.UID(),
             series_number=SERIES_NUMBER_OFFSET + int(headers[0].get("SeriesNumber") or 0),
             sop_instance_uid=highdicom.UID(),
@@ -189,11 +206,6 @@ def make_segmentation(
             content_label="SEGMENTATION",
             specific_character_set="ISO_IR 192",  # UTF-8, whatever the scan has its names in
         )
-    except Exception as error:  # whatever highdicom finds wrong in the slices' headers
-        raise InputError(
-            f"{folder}: no DICOM SEG can be made of it ({type(error).__name__}: {' '.join(str(error).split())}); "
-            "export the series again"
-        ) from error
     segmentation.ContentCreatorName = None  # no person; but DICOM has it there, if empty
     return segmentation
 

@@ -19,17 +19,23 @@ from scripts.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BLOCK_BYTES = 2**20
+TEMPORARY, PROCESS = ".part-", "PROCESS"  # of a file that is being written: what its name begins with, and then has
+DIGEST_CHARACTERS, SUFFIX_CHARACTERS = 16, 32
 SPARE_BYTES = 1_000_000  # with less left on the disk, a writer's error is taken for that of a full disk
 
 
-def _temporary_name(process: int | str, name: str) -> str:
-    """Return what a process of this machine writes to before it is ``name``; others may share the folder."""
-    return f".part-{process}-{socket.gethostname()}-{name}"
+def _temporary_name(process: int | str, path: Path) -> str:
+    """Return what a process of this machine writes to before it is ``path``; others may share the folder.
+
+    It is short, whatever the name of the file and of the machine, and has the file's suffixes.
+    """
+    digest = hashlib.sha256(os.fsencode(f"{socket.gethostname()}/{path.name}")).hexdigest()[:DIGEST_CHARACTERS]
+    return f"{TEMPORARY}{process}-{digest}{''.join(path.suffixes[-2:])[-SUFFIX_CHARACTERS:]}"
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files of ``path`` whose process was one of this machine, and is gone."""
-    for leftover in path.parent.glob(_temporary_name("*", glob.escape(path.name))):
+    for leftover in path.parent.glob(glob.escape(_temporary_name(PROCESS, path)).replace(PROCESS, "*")):
         process = leftover.name.split("-")[1]
         if process.isdigit() and not _is_running(int(process)):
             leftover.unlink(missing_ok=True)
@@ -61,7 +67,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(_temporary_name(os.getpid(), path.name))
+    temporary = path.with_name(_temporary_name(os.getpid(), path))
     try:
         yield temporary
         with open(temporary, "rb+") as file:

@@ -27,7 +27,7 @@ from monai.transforms import LoadImage, LoadImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
 from tqdm import tqdm
 
-from scripts.cases import find_grid_errors, find_hu_errors
+from scripts.cases import find_grid_errors, find_hu_errors, is_label_map
 from scripts.errors import InputError, find_input_error
 from scripts.files import written_whole
 from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, explain_unreadable, output_name
@@ -63,6 +63,21 @@ def _list_folder(folder: Path) -> list[Path] | None:
         return None
 
 
+def _find_folders(root: Path) -> list[Path]:
+    """Return ``root`` and the folders in it, linked ones too, each once, in order; without hidden ones."""
+    found, seen = [root], {os.path.realpath(root)}
+    for folder, names, _ in os.walk(root, followlinks=True):
+        new = {}
+        for name in sorted(names):
+            place = os.path.realpath(os.path.join(folder, name))
+            if not name.startswith(".") and place not in seen:
+                new[name] = place
+                seen.add(place)
+        names[:] = new
+        found += [Path(folder, name) for name in names]
+    return sorted(found)
+
+
 def _is_series(paths: Sequence[Path] | None) -> bool:
     """Return whether there are DICOM files of images in a folder, or may be: that it is closed is said later."""
     return paths is None or any(is_dicom(path) for path in paths if path.is_file())
@@ -93,7 +108,7 @@ def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[s
     outputs = Path(output_dir).resolve() if output_dir else None
     if outputs == root.resolve():
         raise InputError(f"{root}: is --output_dir too, where masks would be taken for images; give another folder")
-    for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
+    for folder in _find_folders(root):
         if outputs and not root.resolve().is_relative_to(outputs) and folder.resolve().is_relative_to(outputs):
             continue
         paths = _list_folder(folder)
@@ -145,6 +160,10 @@ def check_image(image: MetaTensor, path: str, check_hu: bool = True) -> None:
     modality = image.meta.get(MODALITY) or "CT"
     if check_hu and modality != "CT":
         raise InputError(f"{path}: is of modality {modality}, not CT; give a CT, or give --check_hu false")
+    if check_hu and is_label_map(torch.as_tensor(image).numpy()):
+        raise InputError(
+            f"{path}: is a label map, with numbers from 0 to {float(image.max()):g}; give the CT that it is of"
+        )
     for reason in find_hu_errors(torch.as_tensor(image).numpy()) if check_hu else ():
         raise InputError(f"{path}: {reason}, or give --check_hu false")
     if np.allclose(affine, np.eye(4)):
@@ -285,8 +304,7 @@ class FailureReport:
     def write(self) -> None:
         """Write the table."""
         for failure in self.batches.failures:
-            if "mask" not in failure:  # of those that have one, `CaseReports` has written it
-                self.records.write(failure)
+            self.records.write(failure)
         self.records.write_tables()
 
     def __call__(self, engine: Engine) -> None:
@@ -328,6 +346,10 @@ class GridWriter(NibabelWriter):
             else:
                 data = convert_to_numpy(self.data_obj).astype(self.output_dtype)
                 header = self.source_header.copy()
+                header.extensions = type(header.extensions)()  # what else is said of the patient stays in the image
+                for field in ("descrip", "db_name", "aux_file", "intent_name"):
+                    if field in header:
+                        header[field] = b""
                 header.set_data_dtype(data.dtype)
                 header.set_slope_inter(1, 0)
                 header["cal_min"] = header["cal_max"] = 0

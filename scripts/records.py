@@ -15,7 +15,7 @@ from typing import Any
 from monai.config import PathLike
 
 from scripts.errors import InputError
-from scripts.files import sha256, write_table, written_whole
+from scripts.files import TEMPORARY, sha256, write_table, written_whole
 from scripts.headers import output_name
 from scripts.manifest import find_parser, merged_config
 from scripts.settings import read_settings
@@ -60,8 +60,10 @@ class Records:
     def write(self, row: Mapping[str, Any]) -> None:
         """Write what became of ``row["image"]``: its ``mask`` and volumes, or the ``reason`` why it has none.
 
-        With both, something else that was wanted of it failed.
+        With both, something else that was wanted of it failed; then what was written of its mask stays.
         """
+        if "mask" in row and "reason" in row:
+            row = {**(self._read(self.path(row["image"])) or {}), **row}
         with written_whole(self.path(row["image"])) as temporary:
             hidden = {"made_with": self.made_with}
             if "mask" in row:
@@ -88,7 +90,7 @@ class Records:
 
         Both are sorted by path; the latter have ``image`` and ``reason`` alone.
         """
-        paths = [path for path in (self.output_dir / FOLDER).rglob("*.json") if not path.name.startswith(".")]
+        paths = [path for path in (self.output_dir / FOLDER).rglob("*.json") if not path.name.startswith(TEMPORARY)]
         found = [record for path in paths if (record := self._read(path))]
         found.sort(key=lambda record: record["image"])
         rows = [

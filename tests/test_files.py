@@ -52,19 +52,26 @@ def test_old_file_stays_and_nothing_else_after_an_error(tmp_path, error):
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: "here-1")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    leftover, running, other, elsewhere = (
-        f".part-{gone.pid}-here-1-a[1].csv",
-        f".part-{os.getppid()}-here-1-a[1].csv",
-        f".part-{gone.pid}-here-1-b.csv",
-        f".part-{gone.pid}-there-a[1].csv",
-    )
+
+    def name_temporary(process, name="a[1].csv", host="here-1"):
+        monkeypatch.setattr(socket, "gethostname", lambda: host)
+        monkeypatch.setattr(os, "getpid", lambda: process)
+        with written_whole(tmp_path / name) as temporary:
+            temporary.touch()
+        monkeypatch.undo()
+        monkeypatch.setattr(socket, "gethostname", lambda: "here-1")
+        return temporary.name
+
+    leftover, running = name_temporary(gone.pid), name_temporary(os.getppid())
+    other, elsewhere = name_temporary(gone.pid, "b.csv"), name_temporary(gone.pid, host="there")
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert len({leftover, running, other, elsewhere}) == 4
     for name in (leftover, running, other, elsewhere):
         (tmp_path / name).write_text("half", encoding="utf-8")
     with written_whole(tmp_path / "a[1].csv") as temporary:
-        assert temporary.name == f".part-{os.getpid()}-here-1-a[1].csv"
         temporary.write_text("new", encoding="utf-8")
     assert names_in(tmp_path) == sorted([running, other, elsewhere, "a[1].csv"])
 
@@ -112,6 +119,14 @@ def test_temporary_file_lies_in_the_same_folder_and_keeps_the_suffixes(tmp_path)
         assert temporary.parent == tmp_path
         assert temporary.suffixes[-2:] == [".nii", ".gz"]
         assert temporary.name != "label.nii.gz"
+
+
+def test_a_name_as_long_as_may_be_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "h" * 63)
+    name = "x" * 248 + ".nii.gz"
+    with written_whole(tmp_path / name) as temporary:
+        temporary.touch()
+    assert names_in(tmp_path) == [name]
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def test_a_nifti_mask_has_the_header_of_its_image(tmp_path, infer, sform_code, q
     image.set_qform(image.affine, qform_code)
     image.header.set_xyzt_units("mm", "sec")
     image.header.set_slope_inter(2, -300)  # stored values differ from HU
-    image.header["descrip"] = b"a scan"
+    image.header["descrip"] = b"Doe^Jane"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Doe^Jane 4711"))
     image = nib.Nifti1Image(make_image(mask), None, image.header)
     nib.save(image, tmp_path / name)
     source, result = nib.load(tmp_path / name), nib.load(infer(tmp_path / name, preview=False) / "ct_seg.nii.gz")
@@ -126,6 +127,7 @@ def test_a_nifti_mask_has_the_header_of_its_image(tmp_path, infer, sform_code, q
         assert np.array_equal(result.header[field], source.header[field]), field
     assert result.get_data_dtype() == np.uint8
     assert np.array_equal(np.asarray(result.dataobj), mask)
+    assert b"Doe^Jane" not in gzip.decompress((tmp_path / "out/ct_seg.nii.gz").read_bytes())
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
@@ -259,7 +261,11 @@ def test_a_dicom_series_that_does_not_say_its_modality_is_taken(tmp_path, infer)
 
 def test_a_folder_that_must_not_be_looked_into_is_named(tmp_path, infer, monkeypatch):
     (tmp_path / "closed").mkdir()
-    monkeypatch.setattr(inference, "_list_folder", lambda folder: None)
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(inference.Path, "iterdir", refuse)
     assert find_images(tmp_path / "closed") == [{"image": str(tmp_path / "closed")}]
     assert inference.images_root(tmp_path / "closed") == str(tmp_path)
 
@@ -483,6 +489,16 @@ def test_images_are_found_in_subfolders_and_hidden_files_are_not(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert find_images(tmp_path) == [{"image": str(tmp_path / "b.nii")}, {"image": str(tmp_path / "a/c.MHA")}]
+
+
+def test_linked_folders_are_searched_once_and_hidden_ones_are_not(tmp_path):
+    for name in ("archive/p1/s1/a.nii", "archive/p1/s2/b.nii", "cohort/p2/c.nii", "cohort/.trash/d.nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "cohort/p1").symlink_to(tmp_path / "archive/p1")
+    (tmp_path / "cohort/p2/loop").symlink_to(tmp_path / "cohort")
+    found = [item["image"].removeprefix(f"{tmp_path}/cohort/") for item in find_images(tmp_path / "cohort")]
+    assert found == ["p1/s1/a.nii", "p1/s2/b.nii", "p2/c.nii"]
 
 
 def test_masks_of_an_earlier_run_are_not_taken_for_images(tmp_path):
