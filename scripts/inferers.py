@@ -146,6 +146,12 @@ def fit_windows(inferer: SlidingWindowInferer, size: Sequence[int]) -> SlidingWi
     return fitted
 
 
+def is_padded(inferer: SlidingWindowInferer, size: Sequence[int]) -> bool:
+    """Return whether an image of ``size`` is smaller than the inferer's windows, and by more than a step of theirs."""
+    windows = fall_back_tuple(inferer.roi_size, size)
+    return any(window - length >= WINDOW_STEP for window, length in zip(windows, size, strict=True))
+
+
 def _fit_window(roi: int, size: int, overlap: float) -> int:
     """Return the size along an axis of windows that fit an image of ``size``; see `fit_windows`."""
 
@@ -271,6 +277,14 @@ class DeviceInferer(Inferer):
                 return network(image, *args, **kwargs).float()
 
         inferer = self.inferer
-        if self.fit_windows and isinstance(inferer, SlidingWindowInferer):
-            inferer = fit_windows(inferer, inputs.shape[2:])
+        if isinstance(inferer, SlidingWindowInferer):
+            fitted = fit_windows(inferer, inputs.shape[2:])
+            if self.fit_windows:
+                inferer = fitted
+            elif is_padded(inferer, inputs.shape[2:]):
+                logger.warning(
+                    "an image of %s voxels is padded to the one window that this network takes, %s: its mask is not the "
+                    "same as that of the network it was exported from, which takes windows that fit; such as %s",
+                    tuple(inputs.shape[2:]), tuple(inferer.roi_size), tuple(fitted.roi_size),
+                )  # fmt: skip
         return inferer(inputs, predict, *args, **kwargs)

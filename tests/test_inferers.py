@@ -165,6 +165,14 @@ class Travelling(Counted):
         return self
 
 
+@pytest.mark.parametrize("depth, warned", [(8, True), (24, False), (40, False)])
+def test_an_image_that_is_padded_to_the_one_window_of_a_network_is_said_to_be(depth, warned, caplog):
+    inferer = DeviceInferer(SlidingWindowInferer(roi_size=(16, 16, 32)), amp=False, fit_windows=False)
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        inferer(torch.rand(1, 1, 16, 16, depth), ThresholdOracle(0.5))
+    assert ("is padded to the one window that this network takes, (16, 16, 32)" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("most", [1, 0])
 def test_a_network_that_went_to_the_cpu_goes_back_when_the_image_is_done(most):
     network = Travelling(ThresholdOracle(0.5), most, RuntimeError("sizes do not match")).eval()
