@@ -283,8 +283,8 @@ class DeviceInferer(Inferer):
                 inferer = fitted
             elif is_padded(inferer, inputs.shape[2:]):
                 logger.warning(
-                    "an image of %s voxels is padded to the one window that this network takes, %s: its mask is not the "
-                    "same as that of the network it was exported from, which takes windows that fit; such as %s",
+                    "an image of %s voxels is padded to the one window that this network takes, %s: its mask is not "
+                    "that of the network it was exported from, whose windows fit; export it for such images with %s",
                     tuple(inputs.shape[2:]), tuple(inferer.roi_size), tuple(fitted.roi_size),
                 )  # fmt: skip
         return inferer(inputs, predict, *args, **kwargs)
