@@ -196,7 +196,8 @@ def format_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     def cell(row: Mapping[str, Any], column: str) -> str:
         if column == "change":
             change, half_width = row["dice_liver_change"], row["dice_liver_change_95"]
-            return "" if math.isnan(change) else f"{change:+.3f} ± {half_width:.3f}"
+            interval = "" if math.isnan(half_width) else f" ± {half_width:.3f}"  # of one case there is none
+            return "" if math.isnan(change) else f"{change:+.3f}{interval}"
         if column not in best:
             return str(row[column])
         places, spread = digits.get(column, 0), row[f"{column}_sd"]

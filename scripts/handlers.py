@@ -355,7 +355,8 @@ class StopOnSignal:
         if self.received is not None:
             saved = f"{self.checkpoint_path} has the last finished epoch; go on from it with --resume true"
             if idist.get_rank() == 0:
-                done = saved if self.checkpoint_path.is_file() else "No epoch was finished."
+                finished = engine.state.iteration >= (engine.state.epoch_length or 1)  # in this run or the one resumed
+                done = saved if finished and self.checkpoint_path.is_file() else "No epoch was finished."
                 print(f"stopped. {done}", file=sys.stderr)
             logging.shutdown()
             sys.stderr.flush()
@@ -385,7 +386,7 @@ class RunCheckpoint:
         save_dict: Mapping[str, Any],
         path: str | os.PathLike,
         resume: bool = False,
-        settings: Mapping[str, str] | None = None,
+        settings: Mapping[str, str | float] | None = None,
     ):
         self.save_dict = dict(save_dict)
         self.path = Path(path)

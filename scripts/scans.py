@@ -83,6 +83,11 @@ class Slice(NamedTuple):
         return os.path.basename(self.file)
 
     @property
+    def is_placed(self) -> bool:
+        """Whether it has a place in the patient, and no colours."""
+        return self.components == 1 and (bool(self.tags[POSITION]) or self.frames > 1)
+
+    @property
     def is_scout(self) -> bool:
         """Whether it is a localizer, the overview on which the scan was planned."""
         return "LOCALIZER" in self.tags[IMAGE_TYPE].split("\\")
@@ -134,6 +139,12 @@ def _choose_series(folder: str, found: dict[str, list[str]], chosen: str) -> lis
     else:
         matches = [series for series, sample in samples.items() if not sample.is_scout]
         matches = [series for series in matches if samples[series].tags[MODALITY] == "CT"] or matches
+        # a screen of the dose, or a saved view, may call itself CT too
+        placed = [series for series in matches if samples[series].is_placed]
+        matches = placed if len(placed) == 1 else matches
+    if len(matches) > 1 and chosen:  # ITK tells slices apart by the text of their thickness, or by their dates, too
+        slices = [read_slice(file) for series in matches for file in found[series]]
+        return [image.file for image in sorted(slices, key=lambda image: image.position_mm @ slices[0].axes[:, 2])]
     if len(matches) > 1:
         raise InputError(f"{folder}: holds {len(matches)} DICOM series; choose one by --series: {listing}")
     for series in found.keys() - set(matches):

@@ -238,7 +238,7 @@ def test_two_processes_go_on_from_where_one_stopped(dataset, one_process, tmp_pa
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds the processes by Linux's /proc")
 def test_a_signal_to_one_process_stops_both_after_the_same_step(dataset, tmp_path):
-    settings = settings_of(tmp_path, dataset, batch_size=1, max_epochs=10_000, val_interval=20_000)
+    settings = settings_of(tmp_path, dataset, batch_size=1, max_epochs=10_000, val_interval=10_000)
     with open(tmp_path / "log.txt", "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             torchrun_command(["train", "multi_gpu_train"], "training", **settings),

@@ -131,6 +131,26 @@ def test_one_of_several_series_is_chosen_by_its_listed_identifier_or_its_uid(tmp
     assert_is(load(tmp_path, chosen), HU[::-1], make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
 
+def test_a_screen_that_calls_itself_ct_is_left_out(tmp_path):
+    write_series(tmp_path, HU)
+    for number in range(2):
+        (shot,) = write_series(tmp_path / "shots", HU[:, :, :1], series=5 + number)
+        content = shot.read_bytes().replace(b"\x20\x00\x32\x00", b"\x20\x00\x31\x00")
+        shot.rename(tmp_path / f"shot-{number}.dcm").write_bytes(content)
+    assert_is(load(tmp_path), HU, make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+
+
+def test_a_series_whose_slices_differ_in_the_text_of_their_thickness_is_one_when_chosen(tmp_path):
+    for index in range(SHAPE[2]):
+        thickness = {"0018|0050": "1" if index % 2 else "1.0"}
+        write_series(
+            tmp_path, HU[:, :, index : index + 1], first_number=index + 1, start_mm=(0, 0, index), tags=thickness
+        )
+    with pytest.raises(InputError, match="holds 2 DICOM series; choose one by --series"):
+        read_dicom_series(tmp_path)
+    assert_is(load(tmp_path, f"{ROOT_UID}.2.1"), HU, make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+
+
 def mixed_directions(folder):
     write_series(folder, HU[:, :, :3])
     write_series(folder, HU[:, :, 3:], first_number=4, start_mm=(0, 0, 3), axes=(0, 1, 0, -1, 0, 0))

@@ -316,7 +316,7 @@ def is_group_running(process):
 @pytest.mark.skipif(os.name != "posix", reason="process groups of POSIX")
 def test_no_worker_process_outlives_an_error_in_a_worker(phantoms, tmp_path):
     data = Path(shutil.copytree(phantoms, tmp_path / "data"))
-    settings = {"max_epochs": 1, "num_workers": 2, "cache_rate": 0.0, "datalist_file": tmp_path / "datalist.json"}
+    settings = {"max_epochs": 5, "num_workers": 2, "cache_rate": 0.0, "datalist_file": tmp_path / "datalist.json"}
     datalist = make_datalist(data, tmp_path / "datalist.json", min_slices=TINY["min_slices"])
     Path(datalist["training"][0]["image"]).write_bytes(b"damaged since it was checked")
     process = start_training(data, tmp_path / "run", **settings)
@@ -367,7 +367,7 @@ def wait_for_rows(process, path, rows):
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_training_after_its_step_with_a_message(phantoms, tmp_path, number):
-    process = start_training(phantoms, tmp_path, max_epochs=10_000, val_interval=20_000)
+    process = start_training(phantoms, tmp_path, max_epochs=10_000, val_interval=10_000)
     wait_for_rows(process, tmp_path / "training.csv", 2)
     process.send_signal(number)
     assert process.wait(timeout=60) == -number

@@ -101,6 +101,9 @@ def write_page(
 
 
 def write_csv(output_dir: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a table's rows as they are, if there are any."""
+    """Write a table's rows as they are, if there are any; without, there is none, nor that of an earlier report."""
+    path = output_dir / f"{name}.csv"
     if rows:
-        write_table(output_dir / f"{name}.csv", rows)
+        write_table(path, rows)
+    else:
+        path.unlink(missing_ok=True)
