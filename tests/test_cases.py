@@ -10,7 +10,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.cases import Case, CaseReport, _read_volume, check_case, find_cases, find_repeated, list_cases
+from scripts.cases import (
+    Case,
+    CaseReport,
+    _read_volume,
+    check_case,
+    find_cases,
+    find_repeated,
+    is_label_map,
+    list_cases,
+)
 from scripts.errors import InputError
 from scripts.headers import check_size
 from tests.niftis import (
@@ -564,3 +573,19 @@ def test_other_formats_of_a_datalist_are_read_by_monai(tmp_path):
     assert report.slices == 48
     assert report.spacing_mm == pytest.approx(SPACING_MM)
     assert report.liver_ml == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    "voxels, expected",
+    [
+        (np.array([0, 0, 1, 2], np.uint8), True),
+        (np.array([0.0, 117.0]), True),
+        (np.arange(200), False),  # an image of 8 bits has more numbers than there are labels
+        (np.array([0, 0.5, 1]), False),
+        (np.array([0, 0]), False),
+        (np.array([-1000, 0, 40]), False),
+        (np.array([0, 1400]), False),
+    ],
+)
+def test_a_label_map_is_few_small_whole_numbers(voxels, expected):
+    assert is_label_map(voxels) == expected
