@@ -287,9 +287,8 @@ def run_ablation(
             runs.append(Run(name, seed, folder, shared | own | known[name]))
     waiting = [run for run in runs if not is_finished(run)]
     if waiting:
-        seed = (
-            read_json(cases)["seed"] if cases.is_file() else min(seeds)
-        )  # of the split, which stays when seeds are added
+        # the split stays when seeds are added
+        seed = read_json(cases)["seed"] if cases.is_file() else min(seeds)
         get_datalist(dataset_dir, cases, seed, settings.get("min_slices", PAPER_MIN_SLICES))
     failed = []
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="ablation", unit="run", disable=None) as progress:

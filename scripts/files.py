@@ -19,24 +19,25 @@ from scripts.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BLOCK_BYTES = 2**20
-TEMPORARY, PROCESS = ".part-", "PROCESS"  # of a file that is being written: what its name begins with, and then has
+TEMPORARY = ".part-"  # what the name of a file that is being written begins with
 DIGEST_CHARACTERS, SUFFIX_CHARACTERS = 16, 32
 SPARE_BYTES = 1_000_000  # with less left on the disk, a writer's error is taken for that of a full disk
 
 
-def _temporary_name(process: int | str, path: Path) -> str:
-    """Return what a process of this machine writes to before it is ``path``; others may share the folder.
+def _mark(path: Path) -> str:
+    """Return what the names of this machine's temporary files of ``path`` end in; others may share the folder.
 
     It is short, whatever the name of the file and of the machine, and has the file's suffixes.
     """
     digest = hashlib.sha256(os.fsencode(f"{socket.gethostname()}/{path.name}")).hexdigest()[:DIGEST_CHARACTERS]
-    return f"{TEMPORARY}{process}-{digest}{''.join(path.suffixes[-2:])[-SUFFIX_CHARACTERS:]}"
+    return f"-{digest}{''.join(path.suffixes[-2:])[-SUFFIX_CHARACTERS:]}"
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files of ``path`` whose process was one of this machine, and is gone."""
-    for leftover in path.parent.glob(glob.escape(_temporary_name(PROCESS, path)).replace(PROCESS, "*")):
-        process = leftover.name.split("-")[1]
+    mark = _mark(path)
+    for leftover in path.parent.glob(f"{TEMPORARY}*{glob.escape(mark)}"):
+        process = leftover.name.removeprefix(TEMPORARY).removesuffix(mark)
         if process.isdigit() and not _is_running(int(process)):
             leftover.unlink(missing_ok=True)
 
@@ -67,7 +68,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(_temporary_name(os.getpid(), path))
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{_mark(path)}")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

@@ -67,13 +67,12 @@ def _find_folders(root: Path) -> list[Path]:
     """Return ``root`` and the folders in it, linked ones too, each once, in order; without hidden ones."""
     found, seen = [root], {os.path.realpath(root)}
     for folder, names, _ in os.walk(root, followlinks=True):
-        new = {}
-        for name in sorted(names):
-            place = os.path.realpath(os.path.join(folder, name))
+        places = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(names)}
+        names.clear()
+        for name, place in places.items():
             if not name.startswith(".") and place not in seen:
-                new[name] = place
+                names.append(name)
                 seen.add(place)
-        names[:] = new
         found += [Path(folder, name) for name in names]
     return sorted(found)
 
