@@ -25,7 +25,7 @@ from scripts.cases import PAPER_MIN_SLICES, read_json
 from scripts.commands import run_command
 from scripts.data import get_datalist
 from scripts.errors import InputError
-from scripts.files import write_table, written_whole
+from scripts.files import write_table, write_text, written_whole
 from scripts.knobs import check_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,8 +112,7 @@ def is_finished(run: Run) -> bool:
 def execute(run: Run) -> bool:
     """Train and evaluate in processes of their own, with their output in ``log.txt``; return whether both succeeded."""
     overlay_file = run.folder / "overlay.json"
-    with written_whole(overlay_file) as temporary:
-        temporary.write_text(json.dumps(run.overlay, indent=2) + "\n", encoding="utf-8")
+    write_text(overlay_file, json.dumps(run.overlay, indent=2) + "\n")
     with open(run.folder / "log.txt", "w", encoding="utf-8") as log:
         for key, overlays in (("training", []), ("evaluating", ["configs/evaluate.json"])):
             configs = ["configs/train.json", *overlays, str(overlay_file)]
@@ -246,8 +245,7 @@ def write_results(runs: Sequence[Run], output_dir: Path) -> str:
         return ""
     write_table(output_dir / "ablation.csv", rows)
     markdown = format_markdown(rows)
-    with written_whole(output_dir / "ablation.md") as temporary:
-        temporary.write_text(markdown, encoding="utf-8")
+    write_text(output_dir / "ablation.md", markdown)
     for suffix in ("png", "svg"):
         draw_dice(runs, rows, output_dir / f"ablation.{suffix}")
     return markdown

@@ -238,6 +238,8 @@ def _read_nifti(file: str) -> Volume:
     # A CT is hundreds of megabytes: integers stay as stored, and nothing becomes float64.
     keep = dtype.kind not in "iuf" or (dtype.kind in "iu" and (proxy.slope, proxy.inter) == (1, 0))
     array = np.asanyarray(proxy) if keep else np.asanyarray(proxy, dtype=np.float32)
+    if math.prod(array.shape[3:]) == 1:  # (X, Y, Z, 1) is one volume
+        array = array.reshape(array.shape[:3])
     if file.lower().endswith(".gz"):
         check_gzip(file)
     header, warnings = nifti.header, []

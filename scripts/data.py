@@ -38,7 +38,7 @@ from scripts.cases import (
 )
 from scripts.commands import run_command
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import write_text
 from scripts.knobs import check_whole, is_true
 
 logger = logging.getLogger(__name__)
@@ -160,14 +160,6 @@ def _format_table(root: Path, rows: list[dict[str, Any]]) -> str:
     return "\n".join(["# Cases", "", f"{root}: {_summarise(rows)}", "", *_format_rows(cells), ""])
 
 
-def _write_text(file: Path, text: str) -> None:
-    try:
-        with written_whole(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error}); give another place") from error
-
-
 def _check_cases(cases: list[Case], min_slices: int, workers: int = WORKERS) -> list[CaseReport]:
     check_whole("min_slices", min_slices, 0)
     check_one = partial(check_case, min_slices=min_slices)
@@ -227,7 +219,7 @@ def make_datalist(
     reports = _check_cases(find_cases(root), min_slices)
     sections = _assign_sections(reports, seed)
     rows = [_describe_case(report, sections.get(report.case.name)) for report in reports]
-    _write_text(table_file, _format_table(root, rows))
+    write_text(table_file, _format_table(root, rows))
     if not skip_bad_cases:
         remedy = "fix or remove the file, or leave bad cases out with --skip_bad_cases true"
         _raise_for_bad_cases(reports, f"see {table_file}; {remedy}")
@@ -237,7 +229,7 @@ def make_datalist(
     for case in (report.case for report in reports if report.case.name in sections):
         datalist[sections[case.name]].append({"image": case.image, "label": case.label})
     datalist |= {**DATALIST_FORMAT, "dataset_dir": str(root), "seed": seed, "min_slices": min_slices, "cases": rows}
-    _write_text(output_file, json.dumps(datalist, indent=2, allow_nan=False) + "\n")
+    write_text(output_file, json.dumps(datalist, indent=2, allow_nan=False) + "\n")
     return datalist
 
 
@@ -394,8 +386,8 @@ def check(
     tables = _format_report(report)
     print(tables)
     if json_file is not None:
-        _write_text(json_file, json.dumps(report, indent=2, allow_nan=False) + "\n")
-        _write_text(json_file.with_suffix(".md"), tables)
+        write_text(json_file, json.dumps(report, indent=2, allow_nan=False) + "\n")
+        write_text(json_file.with_suffix(".md"), tables)
     errors = [row for row in report["findings"] if row["severity"] == "error"]
     if errors:
         bad = sum(row["status"] == "bad" for row in report["cases"])

@@ -63,12 +63,17 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     is removed too.
 
     Raises:
-        InputError: if the disk is full.
+        InputError: if nothing can be written there, or the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{_mark(path)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary.touch()
+        temporary.unlink()  # a block that writes nothing is a mistake, which is raised
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another place") from error
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -82,6 +87,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write ``text`` as UTF-8; bytes of file names that are none as ``\\udcXX``."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -140,8 +151,7 @@ def write_weights(weights: Mapping[str, Tensor], path: str | os.PathLike) -> str
             torch.save(weights, file)
         digest = sha256(temporary)
         sum_file(path).unlink(missing_ok=True)  # killed from here on, the weights, old or new, have no sum
-    with written_whole(sum_file(path)) as temporary:
-        temporary.write_text(f"{digest}  {Path(path).name}\n", encoding="utf-8")
+    write_text(sum_file(path), f"{digest}  {Path(path).name}\n")
     return digest
 
 

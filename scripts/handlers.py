@@ -33,7 +33,7 @@ from torch.utils.data import Dataset
 
 from scripts.cases import name_images
 from scripts.errors import InputError
-from scripts.files import read_checkpoint, read_weights, write_table, write_weights, written_whole
+from scripts.files import read_checkpoint, read_weights, write_table, write_text, write_weights, written_whole
 from scripts.metrics import summarize
 from scripts.settings import write_settings
 
@@ -534,8 +534,7 @@ class RunFacts:
             "weights_sha256": self.best and self.best.sha256,
         }  # fmt: skip
         known = {key: None if isinstance(fact, float) and math.isnan(fact) else fact for key, fact in facts.items()}
-        with written_whole(self.path) as temporary:
-            temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        write_text(self.path, json.dumps(known, indent=2) + "\n")
 
 
 class EpochTable:

@@ -361,7 +361,7 @@ class GridWriter(NibabelWriter):
         is_nifti = source.lower().endswith(NIFTI_SUFFIXES) and os.path.isfile(source)
         self.source_image = nib.load(source) if is_nifti else None
         self.source_header = None
-        if self.source_image is not None and self.source_image.shape == np.shape(self.data_obj)[:3]:
+        if self.source_image is not None and self.source_image.shape[:3] == np.shape(self.data_obj)[:3]:
             self.source_header = self.source_image.header
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from tqdm.contrib.concurrent import thread_map
 
 from scripts.cases import absolute
-from scripts.files import sha256, written_whole
+from scripts.files import sha256, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -224,5 +224,4 @@ class RunManifest:
             starts = [*before.pop("earlier", []), before]
             same = [key for key in ("data", "files") if before[key] == manifest[key]]
             manifest["earlier"] = [{key: value for key, value in start.items() if key not in same} for start in starts]
-        with written_whole(self.path) as temporary:
-            temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write_text(self.path, json.dumps(manifest, indent=2) + "\n")

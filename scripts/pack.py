@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.commands import run_command
 from scripts.errors import InputError
-from scripts.files import sha256, written_whole
+from scripts.files import sha256, write_text, written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "mpunet_liver_ct"
@@ -91,8 +91,7 @@ def pack(output_dir: str | Path, root: Path = ROOT, weights_url: str = "") -> Pa
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = FILE_MODE
             archive.writestr(entry, data)
-    with written_whole(path.with_suffix(".zip.sha256")) as temporary:
-        temporary.write_text(f"{sha256(path)}  {path.name}\n", encoding="utf-8")
+    write_text(path.with_suffix(".zip.sha256"), f"{sha256(path)}  {path.name}\n")
     return path
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from monai.config import PathLike
 
 from scripts.errors import InputError
-from scripts.files import TEMPORARY, sha256, write_table, written_whole
+from scripts.files import TEMPORARY, sha256, write_table, write_text, written_whole
 from scripts.headers import output_name
 from scripts.manifest import find_parser, merged_config
 from scripts.settings import read_settings
@@ -114,8 +114,7 @@ class Records:
                 columns = dict.fromkeys(key for row in done for key in row)
                 table = [{key: row.get(key, "") for key in columns} for row in done]
                 write_table(self.output_dir / "volumes.csv", table)
-                with written_whole(self.output_dir / "volumes.json") as path:
-                    path.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+                write_text(self.output_dir / "volumes.json", json.dumps(done, indent=2) + "\n")
             if failed:
                 write_table(self.output_dir / "failed.csv", failed)
             else:

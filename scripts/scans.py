@@ -350,7 +350,7 @@ class ScanReader(ImageReader):
     def __init__(self, series: str = ""):
         super().__init__()
         self.series = series
-        self.nibabel_reader = NibabelReader()
+        self.nibabel_reader = NibabelReader(squeeze_non_spatial_dims=True)  # (X, Y, Z, 1) is one volume
         self.itk_reader = ITKReader()
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import write_text
 
 
 def describe_training(network: nn.Module, **settings: Any) -> dict[str, Any]:
@@ -24,8 +24,7 @@ def settings_file(weights: str | os.PathLike) -> Path:
 
 def write_settings(settings: Mapping[str, Any], weights: str | os.PathLike) -> None:
     """Write the settings, which JSON must know, of a file of weights beside it."""
-    with written_whole(settings_file(weights)) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_text(settings_file(weights), json.dumps(settings, indent=2) + "\n")
 
 
 def read_settings(weights: str | os.PathLike | None) -> dict[str, Any]:

@@ -483,6 +483,7 @@ ODD_SCANS = {
     "float32": scan(sound, "float32.nii.gz", change=lambda hu: hu.astype(np.float32)),
     "float64": scan(sound, "float64.nii.gz", change=lambda hu: hu.astype(np.float64)),
     "32-bit integers": scan(sound, "int32.nii.gz", change=lambda hu: hu.astype(np.int32)),
+    "4D of one volume": scan(sound, "4d_of_one.nii.gz", change=lambda hu: hu[..., None]),
     "not compressed": scan(sound, "plain16.nii"),
     "NRRD": scan(by_itk, "ct1.nrrd"),
     "NRRD, compressed": scan(by_itk, "ct2.nrrd", compression=True),
@@ -557,6 +558,7 @@ LABELS = {
     ),
     "label: inverted": label(lambda label: 1 - np.minimum(label, 1), "the label may be inverted"),
     "label: 4D": label(lambda label: np.stack([label, label], axis=-1), "has shape (24, 20, 16, 2)"),
+    "label: 4D of one volume": label(lambda label: label[..., None]),
     "label: truncated": LabelKind(cut_label, UNREADABLE),
 }
 

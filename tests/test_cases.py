@@ -273,7 +273,6 @@ def with_spacing(*spacing_mm):
     ("image", "reason"),
     [
         (make_image()[..., 24], "has shape (12, 10); it must be one 3D volume"),
-        (make_image()[..., None], "has shape (12, 10, 48, 1); it must be one 3D volume"),
         (make_image().astype(np.complex64), "has voxels of type complex64; save it with one real number per voxel"),
         (np.zeros(SHAPE, RGB), f"has voxels of type {RGB}; save it with one real number per voxel"),
         (set_voxel(make_image().astype(np.float32), np.nan), "has voxels that are NaN or infinite; replace them"),

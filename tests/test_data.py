@@ -210,19 +210,6 @@ def test_output_that_cannot_be_written_is_named(tmp_path):
         make_datalist(lits, tmp_path / "file" / "list.json")
 
 
-def test_broken_off_write_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path, monkeypatch):
-    file = tmp_path / "list.json"
-    file.write_text("old", encoding="utf-8")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(InputError, match="disk full"):
-        data._write_text(file, "new")
-    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [("list.json", "old")]
-
-
 def test_users_own_split_is_kept_and_its_cases_are_checked(tmp_path):
     save_lits(tmp_path, range(4))
     content = {"training": [pair(3), pair(0)], "validation": [pair(1)], "name": "mine"}

@@ -16,7 +16,7 @@ import torch
 
 from scripts import files
 from scripts.errors import InputError
-from scripts.files import read_weights, sha256, sum_file, write_table, write_weights, written_whole
+from scripts.files import read_weights, sha256, sum_file, write_table, write_text, write_weights, written_whole
 
 
 def names_in(folder):
@@ -105,6 +105,32 @@ def test_error_before_anything_was_written_is_the_one_that_is_raised(tmp_path):
     with pytest.raises(RuntimeError, match="nothing to write"), written_whole(tmp_path / "table.csv"):
         raise RuntimeError("nothing to write")
     assert names_in(tmp_path) == []
+
+
+def test_broken_off_write_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path, monkeypatch):
+    (tmp_path / "list.json").write_text("old", encoding="utf-8")
+
+    def fail(*_):
+        raise OSError("broken off")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="broken off"):
+        write_text(tmp_path / "list.json", "new")
+    assert names_in(tmp_path) == ["list.json"]
+    assert (tmp_path / "list.json").read_text(encoding="utf-8") == "old"
+
+
+def test_block_that_writes_nothing_leaves_no_empty_file(tmp_path):
+    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "table.csv"):
+        pass
+    assert names_in(tmp_path) == []
+
+
+def test_place_where_nothing_can_be_written_is_named_before_the_block_begins(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "table.csv", tmp_path / "file" / "folder" / "table.csv"):
+        with pytest.raises(InputError, match=r"table\.csv: cannot be written .*; give another place"):
+            write_text(place, "new")
 
 
 def test_missing_folders_are_made(tmp_path):

@@ -15,7 +15,7 @@ from scripts.benchmark.network import export_network, fit_weights
 from scripts.benchmark.plan import FULL, PARTS, QUICK, Measurement, Sizes
 from scripts.benchmark.scans import make_scan
 from scripts.errors import InputError
-from scripts.files import write_table, written_whole
+from scripts.files import write_table, write_text
 from scripts.handlers import existing_file
 
 PEER_WINDOWS = 5
@@ -92,8 +92,7 @@ def write_report(folder: Path, machine: dict[str, Any], command: str, records: l
     markdown = tables.format_report(machine, rows, [*notes, f"Command: `{command}`"])
     content = {"machine": machine, "command": command, "notes": notes, "records": records}
     for name, text in (("benchmark.json", json.dumps(content, indent=1) + "\n"), ("benchmark.md", markdown)):
-        with written_whole(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     write_table(folder / "benchmark.csv", tables.flat_rows(rows))
     return markdown
 

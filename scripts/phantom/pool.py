@@ -7,7 +7,7 @@ from pathlib import Path
 from scripts.commands import run_command
 from scripts.data import SECTIONS
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import write_text
 from scripts.knobs import check_whole
 from scripts.phantom.write import write_phantoms
 
@@ -64,8 +64,7 @@ def write_pool(
             {"image": image.relative_to(folder).as_posix(), "label": label.relative_to(folder).as_posix()}
             for image, label in pairs
         ]
-    with written_whole(folder / "dataset.json") as temporary:
-        temporary.write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "dataset.json", json.dumps(datalist, indent=2) + "\n")
     return folder / "dataset.json"
 
 

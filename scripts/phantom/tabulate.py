@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from scripts.commands import run_command
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import write_text
 from scripts.headers import explain_unreadable
 
 Row = dict[str, Any]
@@ -213,8 +213,7 @@ def tabulate(evaluation_dir: str | os.PathLike, output_file: str | os.PathLike |
         raise InputError(f"{evaluation_dir}: has no case of the liver or its tumours; evaluate with --target liver")
     text = "\n".join(lines)
     if output_file is not None:
-        with written_whole(output_file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(output_file, text)
     return text
 
 

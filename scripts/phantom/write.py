@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from scripts.errors import InputError
-from scripts.files import written_whole
+from scripts.files import write_text, written_whole
 from scripts.knobs import check_whole
 from scripts.phantom.scan import check_grid, draw_patient_of_seed, make_phantom, make_wide_phantom
 from scripts.phantom.wide import LIVER_KINDS
@@ -109,8 +109,7 @@ def _write_case(
     case_seed = find_case_seed(seed, case)
     if variety == "wide":
         phantom = make_wide_phantom(case_seed, spacing or (2.0, 2.0, 2.0))
-        with written_whole(folder / f"phantom-{case}.json") as temporary:
-            temporary.write_text(json.dumps({"seed": case_seed, **phantom.description}) + "\n", encoding="utf-8")
+        write_text(folder / f"phantom-{case}.json", json.dumps({"seed": case_seed, **phantom.description}) + "\n")
     else:
         phantom = make_phantom(case_seed, size, spacing)
     pair = folder / f"volume-{case}.nii.gz", folder / f"segmentation-{case}.nii.gz"

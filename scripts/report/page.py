@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
-from scripts.files import write_table, written_whole
+from scripts.files import write_table, write_text, written_whole
 from scripts.report.layout import Table
 from scripts.report.summary import Card
 
@@ -96,8 +96,7 @@ def write_page(
     html = environment.get_template("page.html.j2").render(
         title=title, headline=headline, cards=cards, sections=sections
     )
-    with written_whole(path) as temporary:
-        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
+    write_text(path, html)
 
 
 def write_csv(output_dir: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
