@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 DICOM_PREAMBLE_BYTES = 128
+FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")  # one of which old files without a preamble begin with
 DICOM_META_BYTES = 1024  # of which the kind of object is one of the first
+PHOTOMETRIC = "0028|0004"
 MODALITY, IMAGE_TYPE, SERIES_UID = "0008|0060", "0008|0008", "0020|000e"
 ENHANCED_CT_CLASSES = (b"1.2.840.10008.5.1.4.1.1.2.1", b"1.2.840.10008.5.1.4.1.1.2.2")  # made so, and converted
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
@@ -41,13 +44,16 @@ def is_dicom(path: Path) -> bool:
     """Return whether a file has a name that DICOM files of images have, and says that it is one."""
     if path.name.upper() == "DICOMDIR":  # the list of what is on a disc
         return False
-    if path.suffix.lower() not in ("", ".dcm", ".ima") and not path.suffix[1:].isdigit():
+    suffix = path.suffix.lower()
+    if suffix not in ("", *DICOM_SUFFIXES) and not suffix[1:].isdigit():
         return False
     try:
         with open(path, "rb") as file:
-            return file.read(DICOM_PREAMBLE_BYTES + 4)[DICOM_PREAMBLE_BYTES:] == b"DICM"
+            start = file.read(DICOM_PREAMBLE_BYTES + 4)
     except PermissionError:  # is said when it is read
-        return path.suffix.lower() in (".dcm", ".ima")
+        return suffix in DICOM_SUFFIXES
+    without_preamble = suffix in DICOM_SUFFIXES and start.startswith(FIRST_GROUPS)
+    return start[DICOM_PREAMBLE_BYTES:] == b"DICM" or without_preamble
 
 
 def _object_class(path: str) -> bytes:
@@ -99,7 +105,7 @@ def read_slice(file: str) -> Slice:
     io.SetFileName(file)
     io.ReadImageInformation()
     dictionary = io.GetMetaDataDictionary()
-    names = (MODALITY, IMAGE_TYPE, SERIES_UID, POSITION, ORIENTATION, PIXEL_SPACING, FRAMES)
+    names = (MODALITY, IMAGE_TYPE, PHOTOMETRIC, SERIES_UID, POSITION, ORIENTATION, PIXEL_SPACING, FRAMES)
     tags = {name: dictionary[name].strip() if dictionary.HasKey(name) else "" for name in names}
     return Slice(
         file,
@@ -157,6 +163,8 @@ def _check_slice(folder: str, image: Slice, first: Slice) -> None:
         reason = f"{image.name} holds {image.frames} frames; convert it to one DICOM file per slice, or to NIfTI"
     elif image.components > 1:
         reason = f"{image.name} is in colours, not a CT; export the CT's slices"
+    elif image.tags[PHOTOMETRIC] == "MONOCHROME1":  # ITK would turn the HU around, too
+        reason = f"{image.name} is to be shown with white for the lowest HU (MONOCHROME1); export it as MONOCHROME2"
     elif not image.tags[POSITION]:
         reason = f"{image.name} has no position in the patient; export the original slices"
     elif not image.tags[ORIENTATION] or not image.tags[PIXEL_SPACING]:  # ITK would take supine, and 1 mm

@@ -6,7 +6,7 @@ import pytest
 from monai.transforms import LoadImage
 
 from scripts.errors import InputError, find_input_error
-from scripts.scans import ScanReader, read_dicom_series
+from scripts.scans import ScanReader, is_dicom, read_dicom_series
 from tests.dicoms import CT_CLASS, JPEG, JPEG_2000, ROOT_UID, as_run_lengths, write_series
 
 SHAPE = (12, 10, 6)
@@ -237,6 +237,10 @@ BAD_SERIES = {
         without(b"\x28\x00\x30\x00", b"\x28\x00\x2f\x00"),
         "has no orientation or no pixel spacing; export the original slices",
     ),
+    "white for the lowest HU": (
+        without(b"MONOCHROME2", b"MONOCHROME1"),
+        "is to be shown with white for the lowest HU (MONOCHROME1); export it as MONOCHROME2",
+    ),
     "a secondary capture of many frames": (frames, "all.dcm holds 6 frames; convert it to one DICOM file per slice"),
     "colours": (colours, "shot.dcm is in colours, not a CT; export the CT's slices"),
 }
@@ -250,6 +254,16 @@ def test_what_is_no_even_stack_is_refused_in_one_line(tmp_path, kind):
         read_dicom_series(tmp_path)
     assert expected in str(error.value)
     assert str(error.value).startswith(f"{tmp_path}: ")
+
+
+@pytest.mark.parametrize("first_byte, suffix", [(0, ".dicom"), (132, ".dcm"), (132, ".IMA")])
+def test_files_of_other_suffixes_or_without_the_preamble_are_found_and_read(tmp_path, first_byte, suffix):
+    for file in write_series(tmp_path, HU):
+        file.with_suffix(suffix).write_bytes(file.read_bytes()[first_byte:])
+        if suffix != ".dcm":
+            file.unlink()
+    assert all(map(is_dicom, tmp_path.iterdir()))
+    assert_is(load(tmp_path), HU, make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
 
 def test_a_single_slice_is_read_and_has_one(tmp_path):
