@@ -218,7 +218,10 @@ class NextSteps:
     def __call__(self, engine: Engine) -> None:
         """Log it."""
         if not self.best.best_epoch:
-            logger.warning("no weights were kept: no epoch was validated; give a --val_interval up to --max_epochs")
+            logger.warning(
+                "no weights were kept: no epoch was validated, or their Dice was no number; give a --val_interval up "
+                "to --max_epochs, and validation cases with a liver"
+            )
             return
         logger.info(
             "done. Weights of the best epoch (%d, validation Dice %.4f): %s; curves and facts: %s\n"

@@ -303,6 +303,11 @@ def test_a_run_writes_its_report_and_goes_on_where_it_was(tmp_path, monkeypatch,
     run_benchmark(**arguments)
     assert measured == ["float32"]
 
+    content["machine"]["cores"] = 96
+    (tmp_path / "benchmark.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"benchmark\.json: was measured with cores 96, here it is \d+; give another"):
+        run_benchmark(**arguments)
+
 
 def test_a_report_that_is_none_is_refused(tmp_path):
     (tmp_path / "benchmark.json").write_text("[]", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +70,25 @@ def measure(measurement: Measurement) -> dict[str, Any]:
         return record | {"failure": f"failed: {' '.join(str(error).split())[:200]}"}
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of an earlier run that have a result; none if there is no such run.
+def read_records(path: Path, machine: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of an earlier run on this ``machine`` that have a result; none if there is no such run.
 
     Raises:
-        InputError: if the file is something else.
+        InputError: if the file is something else, or of another machine or other versions.
     """
     if not path.is_file():
         return []
+    advice = "give another --output_dir, or --fresh"
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))["records"]
-        return [record for record in records if "result" in record]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is not of a benchmark; give another --output_dir, or --fresh") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+        records = [record for record in content["records"] if "result" in record]
+        others = {name: value for name, value in content["machine"].items() if machine.get(name) != value}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is not of a benchmark; {advice}") from error
+    others.pop("memory_gb", None)  # a system may keep a little more or less of it for itself
+    for name, value in others.items():
+        raise InputError(f"{path}: was measured with {name} {value}, here it is {machine.get(name)}; {advice}")
+    return records
 
 
 def write_report(folder: Path, machine: dict[str, Any], command: str, records: list[dict], notes: list[str]) -> str:
@@ -127,7 +133,8 @@ def run_benchmark(
     sizes = sizes or (QUICK if quick else FULL)
     command = "python -m scripts.benchmark " + " ".join(sys.argv[1:])
     weights = existing_file(ckpt_path, "give the weights of a full-size MPU-Net") if ckpt_path else ""
-    records = [] if fresh else read_records(folder / "benchmark.json")
+    machine = describe_machine()
+    records = [] if fresh else read_records(folder / "benchmark.json", machine)
     notes = []
     if "network" in parts:
         weights = weights or str(folder / f"weights-{plan.times(sizes.forward[-1]).replace(' × ', 'x')}.pt")
@@ -147,7 +154,6 @@ def run_benchmark(
     ]  # fmt: skip
     keys = {measurement.key for measurement in waiting}
     records = [record for record in records if record["key"] not in keys]
-    machine = describe_machine()
     if waiting:
         for size, spacing in tqdm(plan.needed_scans(sizes, parts), desc="scans", unit="scan", disable=None):
             run_isolated(make_scan, folder=folder / "scans", size=size, spacing=spacing)
