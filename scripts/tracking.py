@@ -16,6 +16,7 @@ from monai.handlers import MLFlowHandler
 from monai.utils import ImageMetaKey
 from torch.utils.tensorboard import SummaryWriter
 
+from scripts.cases import name_images
 from scripts.errors import InputError
 from scripts.headers import output_name
 from scripts.preview import draw_preview
@@ -24,7 +25,8 @@ from scripts.preview import draw_preview
 class ValidationPictures:
     """Draws the first cases of each validation: three planes, the prediction outlined, its label in dashes.
 
-    Each is a PNG in ``output_dir``, such as ``volume-4-epoch-0005.png``, and an image in TensorBoard.
+    Each is a PNG in ``output_dir``, such as ``volume-4-epoch-0005.png``, and an image in TensorBoard. Where files of
+    several folders share a name, so are the pictures in folders.
 
     Args:
         output_dir: where the pictures are written.
@@ -32,6 +34,7 @@ class ValidationPictures:
         class_names: of all classes, background first.
         window_hu: what the image's -1 and 1 are.
         count: how many cases; 0 for none.
+        images: of all cases, by which they are named, see `name_images`.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class ValidationPictures:
         class_names: Sequence[str],
         window_hu: tuple[float, float],
         count: int = 0,
+        images: Sequence[str] = (),
     ):
         self.output_dir = Path(output_dir)
         self.tensorboard_dir = str(tensorboard_dir)
@@ -48,6 +52,7 @@ class ValidationPictures:
         self.class_names = tuple(class_names)
         self.window_hu = tuple(window_hu)
         self.count = int(count)
+        self.names = dict(zip(images, name_images(images), strict=True))
 
     def attach(self, engine: Engine) -> None:
         """Draw during every run of the evaluator ``engine``; of several processes the first draws its own cases."""
@@ -63,7 +68,9 @@ class ValidationPictures:
     def draw(self, output: Mapping[str, MetaTensor], epoch: int) -> None:
         """Draw a case: its image, label and pred ``(1, H, W, D)``."""
         image, label, pred = (output[key] for key in ("image", "label", "pred"))
-        name = output_name(str(image.meta[ImageMetaKey.FILENAME_OR_OBJ]))
+        source = str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
+        place = Path(self.names.get(source, ""))
+        name = (place.parent / output_name(source)).as_posix()
         path = self.output_dir / f"{name}-epoch-{epoch:04d}.png"
         title = f"{name}, epoch {epoch}; dashed: the label"
         masks = (_array(pred), image.affine, self.class_names, path, title, _array(label))

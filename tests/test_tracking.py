@@ -55,6 +55,15 @@ def test_pictures_of_the_first_cases_show_the_prediction_and_its_label(tmp_path)
     assert [event.step for event in events.Images("validation/volume-1")] == [1, 2]
 
 
+def test_pictures_of_files_of_one_name_lie_in_folders(tmp_path):
+    names = ["a/ct", "b/ct"]
+    images = [f"/data/{name}.nii.gz" for name in names]
+    board, classes = tmp_path / "board", ["background", "liver"]
+    validate(ValidationPictures(tmp_path / "pictures", board, classes, (-200, 200), 2, images), 1, names)
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    assert files == ["pictures/a/ct-epoch-0001.png", "pictures/b/ct-epoch-0001.png"]
+
+
 def test_the_image_is_drawn_in_hounsfield_units():
     handler = ValidationPictures("", "", ["background", "liver"], WINDOW_HU, 1)
     np.testing.assert_allclose(handler._in_hu(torch.tensor([[-1.0, 0.0, 1.0]])), [-160, 40, 240])
