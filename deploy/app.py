@@ -31,6 +31,9 @@ from monai.deploy.operators.monai_bundle_inference_operator import (  # noqa: E4
 )
 from pydicom.sr.coding import Code  # noqa: E402
 
+from scripts.errors import InputError, report_input_errors  # noqa: E402
+
+EXPORT = "models/model.ts"
 CT = json.dumps({"selections": [{"name": "CT", "conditions": {"Modality": "CT"}}]})
 LIVER = Code("10200004", "SCT", "Liver")
 CODES = {  # class → category and type
@@ -49,6 +52,10 @@ class LiverApp(Application):
             Path(path).absolute() for path in (context.input_path, context.output_path, context.model_path)
         )
         exported = model.is_file()
+        if not exported and (BUNDLE / EXPORT).is_file():  # the SDK would take it, of whatever weights it was made
+            raise InputError(
+                f"{BUNDLE / EXPORT}: would be used, not model.pt beside it; give it by -m, or move it away"
+            )
         os.chdir(BUNDLE)  # to which the paths in its configs are relative
         config = get_bundle_config(str(model if exported else BUNDLE), "inference")
         metadata = config[config.meta_key]
@@ -79,4 +86,5 @@ class LiverApp(Application):
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
+    report_input_errors()
     LiverApp().run()

@@ -18,13 +18,19 @@ sys.path.insert(0, str(ROOT))
 from scripts.commands import run_command  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
 from scripts.files import write_weights  # noqa: E402
-from scripts.knobs import check_keys, check_whole  # noqa: E402
+from scripts.knobs import check_keys, check_value, check_whole  # noqa: E402
 
 try:
     from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
     from nvflare.recipe import SimEnv
 except ImportError:
     FedAvgRecipe = None
+
+OF_SITES = {  # knobs that cannot be the same for all
+    "pretrained": "every round would begin with these weights, not with those of all",
+    "ckpt_path": "every site has its own, in its folder of results",
+    "datalist_file": "every site has its own, in its folder of results",
+}
 
 
 def main(
@@ -37,7 +43,7 @@ def main(
         output_dir: where NVFLARE works, and every site has a folder of results.
         rounds: how often weights go round.
         local_epochs: of each site in each round.
-        overrides: any knob of configs/train.json but ``pretrained``.
+        overrides: any knob of configs/train.json but those of `OF_SITES`.
     """
     check_whole("rounds", rounds, 1)
     check_whole("local_epochs", local_epochs, 1)
@@ -45,13 +51,19 @@ def main(
     sites = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not sites:
         raise InputError(f"{folder}: has no folders; give one as --dataset_dir with a folder of cases for each site")
-    if "pretrained" in overrides:
-        raise InputError("pretrained: every round would begin with these weights, not with those of all; leave it out")
+    for key, reason in OF_SITES.items():
+        if key in overrides:
+            raise InputError(f"{key}: {reason}; leave it out")
     if FedAvgRecipe is None:
         raise InputError("nvflare: is not installed; pip install -r requirements-nvflare.txt")
     output = Path(output_dir).resolve()
+    for name in (str(ROOT), str(output), *sites):
+        if len(name.split()) != 1:  # NVFLARE takes its command line apart at spaces
+            raise InputError(f"{name}: has a space in its name, which NVFLARE cannot have; rename it")
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.json"))
     check_keys(overrides, parser, "option of the job and no key of configs/train.json")
+    for key, value in overrides.items():
+        check_value(key, value)
     parser.update(overrides)
     network = parser["network_def"]
     arguments = {key: parser.get_parsed_content(f"network_def::{key}") for key in network if not key.startswith("_")}
@@ -73,7 +85,10 @@ def main(
         key_metric="dice",
     )
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    recipe.execute(SimEnv(clients=sites, num_threads=len(sites), workspace_root=str(output)))
+    try:
+        recipe.execute(SimEnv(clients=sites, num_threads=len(sites), workspace_root=str(output)))
+    except RuntimeError as error:
+        raise InputError(f"{output}: NVFLARE's simulation failed ({error}); its logs there say why") from error
     found = list(output.rglob("FL_global_model.pt"))
     if len(found) != 1:
         raise InputError(f"{output}: NVFLARE left no weights of all; its logs there say why")

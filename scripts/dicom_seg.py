@@ -109,7 +109,7 @@ def read_headers(files: Sequence[PathLike]) -> list[Dataset]:
 
     headers = []
     for file in files:
-        header = dcmread(file, stop_before_pixels=True)
+        header = dcmread(file, stop_before_pixels=True, force=True)  # old files have no preamble
         header.decode()
         missing = [keyword for keyword in NEEDED if not header.get(keyword)]
         if missing:

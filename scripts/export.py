@@ -24,7 +24,7 @@ from scripts.data import describe_classes
 from scripts.errors import InputError
 from scripts.files import read_weights, written_whole
 from scripts.handlers import existing_file
-from scripts.knobs import check_keys
+from scripts.knobs import check_keys, check_value
 from scripts.manifest import merged_config
 from scripts.networks.exported import SETTINGS
 
@@ -75,6 +75,8 @@ def resolve(
     )
     ckpt_path = parser["ckpt_path"]
     check_keys(overrides, parser, f"option of the export and no key of {files[0]}")
+    for key, value in overrides.items():
+        check_value(key, value)
     parser.update(overrides)
     parser["ckpt_path"] = str(weights)
     ids = {name: id_ for name, id_ in setting_ids(read_json(CONFIG)).items() if id_ in parser}

@@ -49,9 +49,14 @@ def name_output(metadata: Mapping[str, Any], saver: Any) -> dict[str, Any]:
     }
 
 
+def _named(path: PathLike) -> Path:
+    """Return a path whose last part is a name, as outputs need one, not ``.`` or ``..``."""
+    return Path(os.path.abspath(path) if Path(path).name in ("", "..") else path)
+
+
 def images_root(dataset_dir: PathLike) -> str:
     """Return the folder relative to which outputs keep their subfolders: of an image, the one it is in."""
-    root = Path(dataset_dir)
+    root = _named(dataset_dir)
     return str(root.parent if root.is_file() or (root.is_dir() and _is_series(_list_folder(root))) else root)
 
 
@@ -94,7 +99,7 @@ def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[s
         InputError: if nothing is there or nothing is an image; if two images in one folder would have outputs of one
             name; if masks would be written among the images of a folder.
     """
-    root = Path(dataset_dir)
+    root = _named(dataset_dir)
     if not root.exists():
         raise InputError(f"{root}: no such file or folder; give an image or a folder of images as --dataset_dir")
     if root.is_file():

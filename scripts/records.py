@@ -15,7 +15,7 @@ from typing import Any
 from monai.config import PathLike
 
 from scripts.errors import InputError
-from scripts.files import TEMPORARY, sha256, write_table, write_text, written_whole
+from scripts.files import TEMPORARY, sha256, write_table, write_text
 from scripts.headers import output_name
 from scripts.manifest import find_parser, merged_config
 from scripts.settings import read_settings
@@ -23,7 +23,12 @@ from scripts.settings import read_settings
 logger = logging.getLogger(__name__)
 
 FOLDER = "records"
-HIDDEN = ("made_with", "file", "reason")  # of what is in the record of a mask, but not in the table of volumes
+HIDDEN = (
+    "made_with",
+    "source",
+    "file",
+    "reason",
+)  # of what is in the record of a mask, but not in the table of volumes
 SECONDS = 10  # between two writings of the tables
 # what masks do not depend on, nor on where it is set
 WITHOUT_EFFECT = (
@@ -64,23 +69,45 @@ class Records:
         """
         if "mask" in row and "reason" in row:
             row = {**(self._read(self.path(row["image"])) or {}), **row}
-        with written_whole(self.path(row["image"])) as temporary:
-            hidden = {"made_with": self.made_with}
-            if "mask" in row:
-                hidden["file"] = os.path.relpath(row["mask"], self.output_dir)
-            temporary.write_text(json.dumps({**row, **hidden}, indent=2) + "\n", encoding="utf-8")
+        hidden = {"made_with": self.made_with, "source": self._place(row["image"])}
+        if "mask" in row:
+            hidden["file"] = self._place(row["mask"])
+        write_text(self.path(row["image"]), json.dumps({**row, **hidden}, indent=2) + "\n")
+
+    def _place(self, path: PathLike) -> str:
+        """Return where a file is, from the folder of outputs on if it can be said so: other processes know that."""
+        folder, name = os.path.split(os.path.abspath(path))
+        place = os.path.join(os.path.realpath(folder), name)  # the name may be that of a link to nowhere
+        try:
+            return os.path.relpath(place, os.path.realpath(self.output_dir))
+        except ValueError:  # on another drive
+            return place
 
     def is_done(self, image: PathLike) -> bool:
         """Return whether the image has a mask, made with this config and these weights, and nothing has failed."""
         record = self._read(self.path(image))
         failed = record is None or "reason" in record or "mask" not in record
-        return not failed and record["made_with"] == self.made_with
+        return not failed and record["made_with"] == self.made_with and self._is_of(record, image)
+
+    def _is_of(self, record: Mapping[str, Any], image: PathLike) -> bool:
+        """Return whether a record is of this image, or of one that was in another place and is gone from there."""
+        source = self.output_dir / record.get("source", self._place(image))
+        return not source.exists() or (os.path.exists(image) and os.path.samefile(source, image))
+
+    def check_free(self, image: PathLike) -> None:
+        """Raise `InputError` if the mask of ``image`` would take the place of that of another image."""
+        record = self._read(self.path(image))
+        if record is not None and "mask" in record and not self._is_of(record, image):
+            raise InputError(
+                f"{image}: its mask would replace that of {record['image']}, {self.output_dir / record['file']}; give "
+                "another --output_dir"
+            )
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         """Return a record, None if it cannot be read, or if the mask, or the image that has none, is gone."""
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            is_there = os.path.lexists(self.output_dir / record["file"] if "mask" in record else record["image"])
+            is_there = os.path.lexists(self.output_dir / record["file" if "mask" in record else "source"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return record if is_there else None
@@ -115,6 +142,9 @@ class Records:
                 table = [{key: row.get(key, "") for key in columns} for row in done]
                 write_table(self.output_dir / "volumes.csv", table)
                 write_text(self.output_dir / "volumes.json", json.dumps(done, indent=2) + "\n")
+            else:
+                for name in ("volumes.csv", "volumes.json"):
+                    (self.output_dir / name).unlink(missing_ok=True)
             if failed:
                 write_table(self.output_dir / "failed.csv", failed)
             else:
@@ -136,10 +166,12 @@ def own_images(
         skip_done: leave out images that have a mask which was made with the same config and weights.
 
     Raises:
-        InputError: if ``shard`` is nothing like that.
+        InputError: if ``shard`` is nothing like that, or a mask would replace that of another image.
     """
     index, count = parse_shard(shard)
     own = list(images)[index::count]
+    for item in own:
+        records.check_free(item["image"])
     left = [item for item in own if not (skip_done and records.is_done(item["image"]))]
     if len(left) < len(images):
         logger.info(

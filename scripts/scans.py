@@ -20,7 +20,7 @@ from monai.data import ImageReader, ITKReader, NibabelReader
 from monai.utils import ensure_tuple
 
 from scripts.errors import InputError
-from scripts.headers import NIFTI_SUFFIXES, check_gzip, check_size, check_voxels
+from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, check_gzip, check_size, check_voxels
 
 if TYPE_CHECKING:
     import highdicom
@@ -41,12 +41,12 @@ SLICE_TOLERANCE = 0.2  # of a pixel or the distance of slices: positions are rou
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file has a name that DICOM files of images have, and says that it is one."""
+    """Return whether a file says that it is DICOM; without a preamble, also by its name."""
     if path.name.upper() == "DICOMDIR":  # the list of what is on a disc
         return False
-    suffix = path.suffix.lower()
-    if suffix not in ("", *DICOM_SUFFIXES) and not suffix[1:].isdigit():
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
         return False
+    suffix = path.suffix.lower()
     try:
         with open(path, "rb") as file:
             start = file.read(DICOM_PREAMBLE_BYTES + 4)
@@ -148,9 +148,14 @@ def _choose_series(folder: str, found: dict[str, list[str]], chosen: str) -> lis
         # a screen of the dose, or a saved view, may call itself CT too
         placed = [series for series in matches if samples[series].is_placed]
         matches = placed if len(placed) == 1 else matches
-    if len(matches) > 1 and chosen:  # ITK tells slices apart by the text of their thickness, or by their dates, too
+    uids = {samples[series].tags[SERIES_UID] for series in matches}
+    if len(matches) > 1 and len(uids) == 1 and any(uids):
+        # ITK tells slices apart by the text of their thickness, or by their dates, too
         slices = [read_slice(file) for series in matches for file in found[series]]
-        return [image.file for image in sorted(slices, key=lambda image: image.position_mm @ slices[0].axes[:, 2])]
+        normal = slices[0].axes[:, 2]
+        slices.sort(key=lambda image: image.position_mm @ normal)
+        if chosen or _is_one_stack(folder, slices):
+            return [image.file for image in slices]
     if len(matches) > 1:
         raise InputError(f"{folder}: holds {len(matches)} DICOM series; choose one by --series: {listing}")
     for series in found.keys() - set(matches):
@@ -230,6 +235,14 @@ def _check_all_found(folder: str, found: dict[str, list[str]], files: Sequence[s
             continue
         if _object_class(str(path)) in kinds:
             raise InputError(f"{folder}: {path.name} cannot be read, it is damaged or incomplete; export it again")
+
+
+def _is_one_stack(folder: str, slices: Sequence[Slice]) -> bool:
+    try:
+        check_stack(folder, slices)
+    except InputError:
+        return False
+    return True
 
 
 def find_slices(folder: PathLike, series: str = "") -> list[Slice]:

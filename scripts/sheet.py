@@ -66,7 +66,7 @@ def _draw_case(axes: np.ndarray, case: Case) -> None:
     volumes = []
     for file in (case.image, case.label):
         try:
-            nifti = nib.load(file)
+            nifti = nib.squeeze_image(nib.load(file))  # (X, Y, Z, 1) is one volume
             volumes.append(to_ras(np.asanyarray(nifti.dataobj), nifti.affine))
         except Exception as error:  # whatever a broken file makes nibabel run into
             raise InputError(f"{file}: {explain_unreadable(error)}") from error

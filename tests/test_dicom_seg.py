@@ -242,6 +242,15 @@ def test_a_name_in_other_letters_is_still_the_patients(tmp_path, character_set, 
     assert pydicom.dcmread(segment(tmp_path / "ct")).PatientName == name
 
 
+def test_files_without_a_preamble_get_a_seg(tmp_path):
+    for file in write_series(tmp_path / "ct", SCAN):
+        file.write_bytes(file.read_bytes()[132:])
+    assert_same_places(
+        places_by_hand(segment(tmp_path / "ct")),
+        true_places(make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1), spacing_mm=SPACING_MM)),
+    )
+
+
 def test_what_dicom_lets_be_empty_may_be_missing(tmp_path):
     def strip(header):
         for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",

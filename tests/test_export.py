@@ -80,6 +80,7 @@ def test_a_setting_that_a_config_would_evaluate_is_refused(weights, value):
         ({"weights": "none.pt"}, r"^none\.pt: no such file; train first, or give others by --weights"),
         ({"config_file": "none.json"}, r"^none\.json: no such file; give others by --config_file"),
         ({"targets": "liver"}, r"^--targets: is no option of the export and no key of "),
+        ({"roi_size": 96}, r"^--roi_size: expected three whole numbers of at least 1"),
         ({"target": "tumor"}, r"mine\.pt: not weights of this network; give the --config_file, --target and network"),
         ({"target": "spleen"}, r"^target: 'spleen' is unknown"),
     ],

@@ -10,7 +10,7 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from federated.job import main
+from federated import job
 from scripts.errors import InputError
 from scripts.metrics import OVERLAP_METRICS
 from scripts.networks import MPUNet
@@ -49,10 +49,22 @@ def test_monai_s_federated_client_measures_and_trains_the_weights_it_is_given(al
             assert [row["epoch"] for row in csv.DictReader(file)] == list(map(str, range(1, rounds + 1)))
 
 
-def test_a_job_takes_no_weights_with_which_every_round_would_begin(tmp_path):
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"pretrained": "models/model.pt"}, "^pretrained: every round would begin with these weights"),
+        ({"ckpt_path": "model.pt"}, "^ckpt_path: every site has its own, in its folder of results; leave it out"),
+        ({"output_dir": "out of all"}, "/out of all: has a space in its name, which NVFLARE cannot have; rename it"),
+        ({"roi_size": 96}, "^--roi_size: expected three whole numbers of at least 1"),
+    ],
+)
+def test_what_a_job_cannot_have_is_refused(tmp_path, monkeypatch, overrides, message):
     (tmp_path / "sites/north").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"^pretrained: every round would begin with these weights"):
-        main(str(tmp_path / "sites"), str(tmp_path / "out"), pretrained="models/model.pt")
+    monkeypatch.setattr(job, "FedAvgRecipe", object)  # as if it were installed
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        job.main(**{"dataset_dir": str(tmp_path / "sites"), "output_dir": "out"} | overrides)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("folder", ["missing", "without-sites"])

@@ -270,6 +270,15 @@ def test_a_folder_that_must_not_be_looked_into_is_named(tmp_path, infer, monkeyp
     assert inference.images_root(tmp_path / "closed") == str(tmp_path)
 
 
+@pytest.mark.parametrize("written, inside", [(".", "."), ("..", "deep")])
+def test_the_folder_that_one_is_in_has_a_name_in_its_outputs(tmp_path, monkeypatch, written, inside):
+    save_dicom_series(tmp_path / "series", make_image(make_mask((24, 20, 16))), series=1)
+    (tmp_path / "series/deep").mkdir()
+    monkeypatch.chdir(tmp_path / "series" / inside)
+    assert find_images(written) == [{"image": str(tmp_path / "series")}]
+    assert inference.images_root(written) == str(tmp_path)
+
+
 def test_a_dicom_folder_of_two_series_is_refused_unless_one_is_chosen(tmp_path, infer):
     mask = make_mask((24, 20, 16))
     save_dicom_series(tmp_path / "mixed", make_image(mask), series=1)

@@ -146,6 +146,53 @@ def test_a_record_that_was_cut_off_counts_for_nothing(tmp_path):
     assert not records.is_done(tmp_path / "ct.nii")
 
 
+def test_another_image_of_the_same_name_is_refused_not_taken_for_done(tmp_path, archive, infer):
+    out = infer(dataset_dir=str(archive / "a.nii.gz"))
+    before = times(out)
+    save_nifti(tmp_path / "others" / "a.nii.gz", make_image(make_mask(SHAPE)))
+    for skip_done in (False, True):
+        with pytest.raises(Exception) as caught:
+            infer(dataset_dir=str(tmp_path / "others"), skip_done=skip_done)
+        error = str(find_input_error(caught.value))
+        assert error.startswith(
+            f"{tmp_path}/others/a.nii.gz: its mask would replace that of {archive}/a.nii.gz, {out}/a_"
+        )
+    assert times(out) == before
+    (tmp_path / "link").symlink_to(archive)
+    infer(dataset_dir=str(tmp_path / "link" / "a.nii.gz"), skip_done=True)  # the same image
+    assert times(out) == before
+    (archive / "a.nii.gz").rename(archive / "gone.nii.gz")
+    infer(dataset_dir=str(tmp_path / "others"))
+    assert times(out) != before
+
+
+def test_failures_are_known_wherever_a_process_was_started_and_through_links(tmp_path, monkeypatch):
+    for folder in ("archive", "disk/results", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "archive/ct.nii").touch()
+    (tmp_path / "out").symlink_to(tmp_path / "disk/results")
+    monkeypatch.chdir(tmp_path)
+    Records("out", "archive", "none.pt").write({"image": "archive/ct.nii", "reason": "damaged"})
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    records = Records("../disk/results", tmp_path / "archive", "none.pt")
+    assert records.read() == ([], [{"image": "archive/ct.nii", "reason": "damaged"}])
+    (tmp_path / "archive/ct.nii").unlink()
+    assert records.read() == ([], [])
+
+
+def test_volumes_go_with_the_last_mask(tmp_path):
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    (tmp_path / "ct.nii").touch()
+    (tmp_path / "ct_seg.nii.gz").touch()
+    records.write({"image": str(tmp_path / "ct.nii"), "mask": str(tmp_path / "ct_seg.nii.gz"), "liver_ml": 1.0})
+    records.write_tables()
+    assert len(table(tmp_path / "volumes.csv")) == 1
+    records.write({"image": str(tmp_path / "ct.nii"), "reason": "damaged"})
+    records.write_tables()
+    assert [path.name for path in tmp_path.glob("*.csv")] == ["failed.csv"]
+    assert not (tmp_path / "volumes.json").exists()
+
+
 def test_a_record_that_is_being_written_counts_for_nothing(tmp_path):
     records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
     (tmp_path / "ct.nii").touch()

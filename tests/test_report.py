@@ -287,6 +287,17 @@ def test_a_label_with_other_axes_than_its_image_is_shown_where_it_belongs(tmp_pa
     assert case.spacing_mm == SPACING
 
 
+def test_files_of_one_volume_along_a_fourth_axis_are_shown(tmp_path):
+    folder = write_run(tmp_path / "run", radii=(24,))
+    expected = load_case(read_run(folder, "run"), "volume-0", "liver")
+    for path in (tmp_path / "data").iterdir():
+        nifti = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asanyarray(nifti.dataobj)[..., None], nifti.affine), path)
+    case = load_case(read_run(folder, "run"), "volume-0", "liver")
+    np.testing.assert_array_equal(case.image, expected.image)
+    np.testing.assert_array_equal(case.truth, expected.truth)
+
+
 def test_scans_are_shown_in_ras_whatever_their_axes(tmp_path):
     folder = write_run(tmp_path / "run", radii=(24,))
     straight = load_case(read_run(folder, "run"), "volume-0", "liver")

@@ -140,15 +140,21 @@ def test_a_screen_that_calls_itself_ct_is_left_out(tmp_path):
     assert_is(load(tmp_path), HU, make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
 
-def test_a_series_whose_slices_differ_in_the_text_of_their_thickness_is_one_when_chosen(tmp_path):
+@pytest.mark.parametrize("chosen", ["", f"{ROOT_UID}.2.1"])
+def test_a_series_whose_slices_differ_in_the_text_of_their_thickness_is_one(tmp_path, chosen):
     for index in range(SHAPE[2]):
         thickness = {"0018|0050": "1" if index % 2 else "1.0"}
         write_series(
             tmp_path, HU[:, :, index : index + 1], first_number=index + 1, start_mm=(0, 0, index), tags=thickness
         )
+    assert_is(load(tmp_path, chosen), HU, make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+
+
+def test_kinds_of_slices_in_one_series_that_are_no_stack_are_to_be_chosen_from(tmp_path):
+    write_series(tmp_path, HU[:, :, :3])
+    write_series(tmp_path, HU[:, :, 3:], first_number=4, start_mm=(0, 0, 9), tags={"0018|0050": "1.0"})
     with pytest.raises(InputError, match="holds 2 DICOM series; choose one by --series"):
         read_dicom_series(tmp_path)
-    assert_is(load(tmp_path, f"{ROOT_UID}.2.1"), HU, make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
 
 def mixed_directions(folder):
@@ -256,7 +262,7 @@ def test_what_is_no_even_stack_is_refused_in_one_line(tmp_path, kind):
     assert str(error.value).startswith(f"{tmp_path}: ")
 
 
-@pytest.mark.parametrize("first_byte, suffix", [(0, ".dicom"), (132, ".dcm"), (132, ".IMA")])
+@pytest.mark.parametrize("first_byte, suffix", [(0, ".dicom"), (0, ".ct"), (132, ".dcm"), (132, ".IMA")])
 def test_files_of_other_suffixes_or_without_the_preamble_are_found_and_read(tmp_path, first_byte, suffix):
     for file in write_series(tmp_path, HU):
         file.with_suffix(suffix).write_bytes(file.read_bytes()[first_byte:])

@@ -53,6 +53,16 @@ def test_another_scan_comes_below_and_only_as_many_cases_as_asked_for_above(tmp_
     assert (beside[-one.shape[0] // 3 :, 5 * cell :] > 0.4).any()
 
 
+def test_files_of_one_volume_along_a_fourth_axis_are_drawn(tmp_path):
+    write_case(tmp_path, "0", liver=True)
+    draw_sheet(tmp_path, tmp_path / "sheet.png")
+    for path in tmp_path.glob("*.nii.gz"):
+        nifti = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asanyarray(nifti.dataobj)[..., None], nifti.affine), path)
+    draw_sheet(tmp_path, tmp_path / "fourth.png")
+    np.testing.assert_array_equal(imread(tmp_path / "fourth.png"), imread(tmp_path / "sheet.png"))
+
+
 def test_what_cannot_be_read_is_an_input_error_that_names_it(tmp_path):
     write_case(tmp_path, "0", liver=True)
     with pytest.raises(InputError, match="cases: expected a whole number of at least 1, received 0"):

@@ -66,7 +66,7 @@ def choose_cases(run: Run, class_name: str) -> dict[str, str]:
 
 def _load(path: str) -> nib.Nifti1Image:
     try:
-        image = nib.as_closest_canonical(nib.load(path))
+        image = nib.as_closest_canonical(nib.squeeze_image(nib.load(path)))  # (X, Y, Z, 1) is one volume
         image.get_fdata(dtype=np.float32)
     except Exception as error:  # whatever nibabel raises on a damaged file
         raise InputError(f"{path}: cannot be read as an image ({error}); {REMEDY}") from error
