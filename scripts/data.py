@@ -276,6 +276,12 @@ def get_datalist(
                 f"{datalist_file}: has {case.name} for {listed[case.name]}, {dataset_dir} for {case.section} by now; "
                 "delete the former, or give another --datalist_file"
             )
+        used = listed.get(case.name) is not None
+        if used and {"image": case.image, "label": case.label} not in datalist[listed[case.name]]:
+            raise InputError(
+                f"{datalist_file}: has another image or label of {case.name} than {dataset_dir} has by now; delete the "
+                "former, or give another --datalist_file"
+            )
     gone = listed.keys() - {case.name for case in cases}
     if gone:
         text = "%s has %d cases that %s lacks by now; delete it to leave them out"

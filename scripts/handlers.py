@@ -389,7 +389,7 @@ class RunCheckpoint:
         save_dict: Mapping[str, Any],
         path: str | os.PathLike,
         resume: bool = False,
-        settings: Mapping[str, str | float] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):
         self.save_dict = dict(save_dict)
         self.path = Path(path)

@@ -5,6 +5,7 @@ Preprocessing, sliding window and postprocessing themselves are MONAI's, declare
 
 import logging
 import os
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from monai.data import (
     list_data_collate,
 )
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import LoadImage, LoadImaged
+from monai.transforms import LoadImage, LoadImaged, SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
 from tqdm import tqdm
 
@@ -38,6 +39,8 @@ from scripts.records import Records
 from scripts.scans import MODALITY, check_file, is_dicom
 
 logger = logging.getLogger(__name__)
+
+RAISED_BY_WRITER = re.compile(r"^scripts\.errors\.InputError: (.*)$", re.MULTILINE)  # MONAI quotes the traceback
 
 
 def name_output(metadata: Mapping[str, Any], saver: Any) -> dict[str, Any]:
@@ -208,6 +211,26 @@ class CheckedLoadImaged(LoadImaged):
         for key, path in paths.items():
             check_image(loaded[key], path, self.check_hu)
         return loaded
+
+
+class CheckedSaveImaged(SaveImaged):
+    """MONAI's writer, which says in one line why nothing could be written; MONAI would advise to install packages."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the images.
+
+        Raises:
+            InputError: if nothing can be written there, or the disk is full.
+        """
+        try:
+            return super().__call__(data)
+        except OSError as error:  # of a folder
+            raise InputError(f"{error.filename}: cannot be written ({error.strerror}); give another place") from error
+        except RuntimeError as error:
+            raised = RAISED_BY_WRITER.search(str(error))
+            if raised is None:
+                raise
+            raise InputError(raised[1]) from error
 
 
 class ImageBatches:

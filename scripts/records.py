@@ -23,18 +23,24 @@ from scripts.settings import read_settings
 logger = logging.getLogger(__name__)
 
 FOLDER = "records"
-HIDDEN = (
-    "made_with",
-    "source",
-    "file",
-    "reason",
-)  # of what is in the record of a mask, but not in the table of volumes
+HIDDEN = ("made_with", "source", "state", "file", "reason")  # of a mask's record, not in the table of volumes
 SECONDS = 10  # between two writings of the tables
 # what masks do not depend on, nor on where it is set
 WITHOUT_EFFECT = (
     "bundle_root", "dataset_dir", "output_dir", "ckpt_path", "shard", "skip_done", "preview", "probabilities", "device",
     "checksums", "sw_batch_size", "handlers", "initialize", "finalize", "_desc_",
 )  # fmt: skip
+
+
+def state_of(image: PathLike) -> str:
+    """Return a sum of sizes and times of a file, or of the files in a DICOM folder, which changes when these do."""
+    path = Path(image)
+    facts = []
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.exists():  # it may be a link to nowhere
+            status = file.stat()
+            facts.append((file.name, status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 class Records:
@@ -69,10 +75,11 @@ class Records:
         """
         if "mask" in row and "reason" in row:
             row = {**(self._read(self.path(row["image"])) or {}), **row}
-        hidden = {"made_with": self.made_with, "source": self._place(row["image"])}
+        image = row["image"]
+        hidden = {"made_with": self.made_with, "source": self._place(image), "state": state_of(image)}
         if "mask" in row:
             hidden["file"] = self._place(row["mask"])
-        write_text(self.path(row["image"]), json.dumps({**row, **hidden}, indent=2) + "\n")
+        write_text(self.path(image), json.dumps({**row, **hidden}, indent=2) + "\n")
 
     def _place(self, path: PathLike) -> str:
         """Return where a file is, from the folder of outputs on if it can be said so: other processes know that."""
@@ -84,10 +91,11 @@ class Records:
             return place
 
     def is_done(self, image: PathLike) -> bool:
-        """Return whether the image has a mask, made with this config and these weights, and nothing has failed."""
+        """Return whether the image, as it is now, has a mask of this config and these weights, and nothing failed."""
         record = self._read(self.path(image))
-        failed = record is None or "reason" in record or "mask" not in record
-        return not failed and record["made_with"] == self.made_with and self._is_of(record, image)
+        if record is None or "reason" in record or "mask" not in record or not self._is_of(record, image):
+            return False
+        return record["made_with"] == self.made_with and record.get("state") == state_of(image)
 
     def _is_of(self, record: Mapping[str, Any], image: PathLike) -> bool:
         """Return whether a record is of this image, or of one that was in another place and is gone from there."""

@@ -1,4 +1,5 @@
 import json
+import pydoc
 import tempfile
 import warnings
 
@@ -127,7 +128,7 @@ def test_handlers_of_the_training_are_written_out_as_monai_label_expects():
 
 def test_masks_are_finished_alike_in_evaluation_and_inference():
     def last_steps(transforms):
-        steps = [transform for transform in transforms if transform["_target_"] != "SaveImaged"]
+        steps = [transform for transform in transforms if not transform["_target_"].endswith("SaveImaged")]
         return steps[[step["_target_"] for step in steps].index("scripts.transforms.RestoreGridd") :]
 
     evaluation, inference = read("evaluate"), read("inference")
@@ -146,7 +147,7 @@ def finish(pred, **knobs):
     names = [type(step).__name__ for step in steps]
     pred = MetaTensor(torch.tensor(pred, dtype=torch.uint8).reshape(1, -1, 1, 1), affine=torch.diag(VOXEL_2_MM3))
     data = {"pred": pred}
-    for step in steps[names.index("RestoreGridd") + 1 : names.index("SaveImaged")]:
+    for step in steps[names.index("RestoreGridd") + 1 : names.index("CheckedSaveImaged")]:
         data = step(data)
     return data["pred"].flatten().int().tolist()
 
@@ -239,7 +240,7 @@ def test_every_component_that_a_config_names_exists(overlay):
     config.parse()
     for item in config.ref_resolver.items.values():
         if hasattr(item, "resolve_module_name") and item.is_instantiable(item.get_config()):
-            assert item.resolve_module_name(), item.get_config()
+            assert pydoc.locate(item.resolve_module_name()) is not None, item.get_config()
 
 
 def test_inference_and_evaluation_are_as_the_weights_were_trained(tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -311,6 +312,12 @@ def test_a_list_of_the_users_own_that_was_changed_is_not_ignored(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         get_datalist(own, tmp_path / "list.json")
     assert "list.json has 1 cases that" in caplog.text
+    (lits / "corrected").mkdir()
+    shutil.copy(lits / "segmentation-1.nii", lits / "corrected")
+    items[1] = items[1] | {"label": "corrected/segmentation-1.nii"}
+    write([0, 1], [2], [3])
+    with pytest.raises(InputError, match=r"list\.json: has another image or label of volume-1 than .*own\.json has by"):
+        get_datalist(own, tmp_path / "list.json")
 
 
 def test_cases_added_after_the_datalist_was_made_are_counted_in_the_log(tmp_path, caplog):

@@ -1,8 +1,10 @@
 import csv
+import errno
 import gzip
 import itertools
 import json
 import math
+import re
 import shutil
 import struct
 from functools import partial
@@ -16,7 +18,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import SaveImaged
 
 from scripts import inference
-from scripts.errors import InputError
+from scripts.errors import InputError, find_input_error
 from scripts.inference import find_images, output_name
 from tests import ROOT
 from tests.jobs import infer_with_oracle, input_error_of
@@ -100,11 +102,34 @@ def test_a_mask_that_was_resampled_lies_on_its_image(tmp_path, infer):
     affine = make_oblique_affine() @ np.diag((*spacing_mm / SPACING_MM, 1))
     save_nifti(tmp_path / "ct.nii.gz", image.astype(np.float32), affine)
     oracle = {"_target_": "tests.oracle.ThresholdOracle", "threshold": 75 / 200, "sharpness": 2.0}
-    result = nib.load(infer(tmp_path / "ct.nii.gz", network_def=oracle) / "ct_seg.nii.gz")
-    found = np.asarray(result.dataobj).astype(bool)
+    out = infer(tmp_path / "ct.nii.gz", network_def=oracle, probabilities=True)
+    found = np.asarray(nib.load(out / "ct_seg.nii.gz").dataobj).astype(bool)
     assert found.shape == mask.shape
     assert 2 * (found & mask).sum() / (found.sum() + mask.sum()) > 0.97
     np.testing.assert_allclose(np.argwhere(found).mean(axis=0), np.argwhere(mask).mean(axis=0), atol=0.05)
+    probability = nib.load(out / "ct_probability.nii.gz")
+    np.testing.assert_allclose(probability.affine, affine, atol=1e-5)
+    likely = np.asarray(probability.dataobj) > 0.5
+    assert likely.shape == mask.shape
+    assert 2 * (likely & mask).sum() / (likely.sum() + mask.sum()) > 0.97
+
+
+@pytest.mark.parametrize("kind", ["full disk", "file for a folder"])
+def test_why_a_mask_cannot_be_written_is_said_in_one_line(tmp_path, infer, monkeypatch, kind):
+    save_nifti(tmp_path / "in/deep/ct.nii.gz", make_image(make_mask((24, 20, 16))))
+    if kind == "full disk":
+        monkeypatch.setattr(nib, "save", fail_as_a_full_disk)
+    else:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/deep").touch()
+    with pytest.raises(Exception) as caught:
+        infer(tmp_path / "in", preview=False)
+    reason = "the disk is full; free some space" if kind == "full disk" else "; give another place"
+    assert re.search(f"^{tmp_path}/out/deep.*: cannot be written.*{reason}", str(find_input_error(caught.value)))
+
+
+def fail_as_a_full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from scripts.errors import InputError, find_input_error
 from scripts.records import Records, own_images, parse_shard
+from scripts.settings import write_settings
 from tests.jobs import infer_with_oracle
 from tests.test_inference import make_image, make_mask, save_nifti, truncated
 from tests.test_workflows import read_json, table
@@ -102,10 +102,44 @@ def test_masks_of_other_settings_or_weights_are_not_taken_for_done(infer, tmp_pa
     infer(skip_done=True, fill_holes=True)
     second = times(out)
     assert all(second[name] != first[name] for name in first)
-    torch.save({"_metadata": torch.zeros(1)}, tmp_path / "model.pt")
-    with pytest.raises(Exception) as caught:  # it goes about them all, and the oracle does not take these weights
-        infer(skip_done=True, fill_holes=True, ckpt_path=str(tmp_path / "model.pt"))
-    assert "model.pt: not weights of this network" in str(find_input_error(caught.value))
+
+
+def test_masks_of_other_weights_or_settings_of_these_are_not_taken_for_done(tmp_path):
+    image, mask, weights = (tmp_path / name for name in ("ct.nii", "ct_seg.nii.gz", "model.pt"))
+    for path in (image, mask):
+        path.touch()
+    weights.write_bytes(b"first")
+
+    def is_done():
+        return Records(tmp_path, tmp_path, weights).is_done(image)
+
+    Records(tmp_path, tmp_path, weights).write({"image": str(image), "mask": str(mask)})
+    assert is_done()
+    weights.write_bytes(b"second")
+    assert not is_done()
+    weights.write_bytes(b"first")
+    assert is_done()
+    write_settings({"spacing": [3.0, 3.0, 3.0]}, weights)
+    assert not is_done()
+
+
+@pytest.mark.parametrize("kind", ["file", "DICOM folder"])
+def test_an_image_that_has_changed_since_is_not_taken_for_done(tmp_path, kind):
+    image, mask = tmp_path / "ct", tmp_path / "ct_seg.nii.gz"
+    mask.touch()
+    if kind == "file":
+        image.write_bytes(b"first")
+    else:
+        image.mkdir()
+        (image / "1.dcm").write_bytes(b"first")
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    records.write({"image": str(image), "mask": str(mask)})
+    assert records.is_done(image)
+    if kind == "file":
+        image.write_bytes(b"exported again")
+    else:
+        (image / "2.dcm").write_bytes(b"came later")
+    assert not records.is_done(image)
 
 
 def test_a_shard_without_images_ends_well(infer):

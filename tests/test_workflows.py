@@ -171,6 +171,7 @@ def test_evaluation_gives_what_inference_of_the_same_case_gives(trained, tmp_pat
     name = os.path.basename(case["image"]).removesuffix(".nii.gz")
     pred = np.asarray(nib.load(tmp_path / f"{name}_seg.nii.gz").dataobj) > 0
     label = np.asarray(nib.load(case["label"]).dataobj) > 0
+    assert 0 < pred.mean() < 1  # else it would say nothing
     dice = 2 * (pred & label).sum() / (pred.sum() + label.sum())
     assert float(table(tmp_path / "per_case.csv")[0]["dice"]) == pytest.approx(dice, abs=1e-4)
 
@@ -230,6 +231,7 @@ def test_a_label_stored_with_other_axes_is_evaluated_on_its_image(trained, phant
     run_bundle("train", "evaluate", **settings, evaluation_dir=str(tmp_path / "turned_result"))
     run_bundle("train", "evaluate", **trained, evaluation_dir=str(tmp_path / "result"))
     ((turned,), (straight,)) = (table(tmp_path / f"{name}/per_case.csv") for name in ("turned_result", "result"))
+    assert 0 < float(straight["dice"]) < 1  # else it would say nothing
     for metric in (*OVERLAP_METRICS, *SURFACE_METRICS, "volume_ml", "reference_volume_ml"):
         assert turned[metric] == straight[metric], metric
 
@@ -296,12 +298,19 @@ def test_the_same_seed_is_the_same_training_and_another_seed_another(phantoms, t
     assert not torch.equal(first[0], other[0])
 
 
-def test_resuming_for_another_target_says_so(trained, phantoms, tmp_path):
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"target": "tumor"}, "last.pt: is of a run with target liver, not tumor"),
+        ({"spacing": [7.0, 7.0, 7.0]}, "last.pt: is of a run with spacing "),
+    ],
+)
+def test_resuming_with_another_target_or_grid_says_so(trained, phantoms, tmp_path, changed, message):
     settings = trained | {"output_dir": str(tmp_path), "ckpt_path": str(tmp_path / "model.pt"), "val_interval": 5}
     run_bundle("train", **settings, max_epochs=1)
     with pytest.raises(Exception) as caught:
-        run_bundle("train", **settings, max_epochs=2, resume=True, target="tumor")
-    assert "last.pt: is of a run with target liver, not tumor" in str(find_input_error(caught.value))
+        run_bundle("train", **settings | changed, max_epochs=2, resume=True)
+    assert message in str(find_input_error(caught.value))
 
 
 def is_group_running(process):
@@ -468,15 +477,15 @@ import nibabel as nib, numpy as np, torch
 from monai.bundle import run
 from scripts.errors import InputError, find_input_error
 from scripts.files import read_weights, write_table, write_weights
-from scripts.inference import GridWriter
+from monai.data import MetaTensor
+from scripts.inference import CheckedSaveImaged, GridWriter
 
 disk, settings = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 
 def write_mask(voxels, path):
-    writer = GridWriter(output_dtype=np.uint8)
-    writer.set_data_array(voxels, channel_dim=None)
-    writer.set_metadata({"affine": np.eye(4)}, resample=False)
-    writer.write(path)
+    pred = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.eye(4), meta={"filename_or_obj": path.name})
+    names = {"output_dir": path.parent, "output_postfix": "", "output_ext": path.suffix, "separate_folder": False}
+    CheckedSaveImaged("pred", **names, resample=False, output_dtype=np.uint8, writer=GridWriter)({"pred": pred})
 
 rng = np.random.default_rng(0)
 small, large = (rng.integers(0, 255, (size, size, size)).astype(np.uint8) for size in (20, 300))
