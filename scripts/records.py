@@ -33,13 +33,16 @@ WITHOUT_EFFECT = (
 
 
 def state_of(image: PathLike) -> str:
-    """Return a sum of sizes and times of a file, or of the files in a DICOM folder, which changes when these do."""
+    """Return a sum of sizes and times of a file, or of the files in a DICOM folder; empty if it may not be read."""
     path = Path(image)
     facts = []
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file.exists():  # it may be a link to nowhere
-            status = file.stat()
-            facts.append((file.name, status.st_size, status.st_mtime_ns))
+    try:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                status = file.stat()
+                facts.append((file.name, status.st_size, status.st_mtime_ns))
+    except PermissionError:
+        return ""
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

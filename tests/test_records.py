@@ -1,6 +1,7 @@
 """What is done is known, by whichever process and run it was done; the tables have all of it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,6 +226,19 @@ def test_volumes_go_with_the_last_mask(tmp_path):
     records.write_tables()
     assert [path.name for path in tmp_path.glob("*.csv")] == ["failed.csv"]
     assert not (tmp_path / "volumes.json").exists()
+
+
+def test_a_folder_that_must_not_be_looked_into_has_a_record(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    records.write({"image": str(tmp_path / "closed"), "reason": "closed"})
+    monkeypatch.undo()
+    assert records.read()[1] == [{"image": str(tmp_path / "closed"), "reason": "closed"}]
 
 
 def test_a_record_that_is_being_written_counts_for_nothing(tmp_path):
