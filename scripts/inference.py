@@ -52,15 +52,16 @@ def name_output(metadata: Mapping[str, Any], saver: Any) -> dict[str, Any]:
     }
 
 
-def _named(path: PathLike) -> Path:
+def _named(path: Path) -> Path:
     """Return a path whose last part is a name, as outputs need one, not ``.`` or ``..``."""
-    return Path(os.path.abspath(path) if Path(path).name in ("", "..") else path)
+    return Path(os.path.abspath(path)) if path.name in ("", "..") else path
 
 
 def images_root(dataset_dir: PathLike) -> str:
     """Return the folder relative to which outputs keep their subfolders: of an image, the one it is in."""
-    root = _named(dataset_dir)
-    return str(root.parent if root.is_file() or (root.is_dir() and _is_series(_list_folder(root))) else root)
+    root = Path(dataset_dir)
+    is_image = root.is_file() or (root.is_dir() and _is_series(_list_folder(root)))
+    return str(_named(root).parent if is_image else root)
 
 
 def _list_folder(folder: Path) -> list[Path] | None:
@@ -102,7 +103,7 @@ def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[s
         InputError: if nothing is there or nothing is an image; if two images in one folder would have outputs of one
             name; if masks would be written among the images of a folder.
     """
-    root = _named(dataset_dir)
+    root = Path(dataset_dir)
     if not root.exists():
         raise InputError(f"{root}: no such file or folder; give an image or a folder of images as --dataset_dir")
     if root.is_file():
@@ -122,7 +123,7 @@ def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[s
         # a link to nowhere is listed too: it is said when it is read
         images += [path for path in paths or () if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.is_dir()]
         if _is_series(paths):
-            images.append(folder)
+            images.append(_named(folder))
     if not images:
         wanted = ", ".join(IMAGE_SUFFIXES)
         raise InputError(f"{root}: no images found; looked for {wanted} files and folders of DICOM series")

@@ -72,6 +72,18 @@ def test_the_seg_of_a_turned_scan_lies_on_it(oblique_scan, bundle, reference, tm
     np.testing.assert_allclose(np.array(orientation, float), OBLIQUE, atol=1e-4)
 
 
+def test_an_export_that_lies_in_the_folder_is_not_used_unasked(scan, bundle, tmp_path):
+    stale = bundle("liver") / "models/model.ts"
+    stale.touch()
+    try:
+        done = run_app(bundle("liver"), scan.dicom, tmp_path / "out")
+    finally:
+        stale.unlink()
+    assert done.returncode != 0
+    assert f"{stale}: would be used, not model.pt; give it by -m, or move it away" in done.stderr
+    assert not list(tmp_path.rglob("*.dcm"))
+
+
 def test_a_folder_without_a_ct_fails_and_says_so(bundle, tmp_path):
     for number in range(3):
         tags = {"0008|0060": "MR", "0008|0016": "1.2.840.10008.5.1.4.1.1.4"}
