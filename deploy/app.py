@@ -53,9 +53,7 @@ class LiverApp(Application):
         )
         exported = model.is_file()
         if not exported and (BUNDLE / EXPORT).is_file():  # the SDK would take it, of whatever weights it was made
-            raise InputError(
-                f"{BUNDLE / EXPORT}: would be used, not model.pt beside it; give it by -m, or move it away"
-            )
+            raise InputError(f"{BUNDLE / EXPORT}: would be used, not model.pt; give it by -m, or move it away")
         os.chdir(BUNDLE)  # to which the paths in its configs are relative
         config = get_bundle_config(str(model if exported else BUNDLE), "inference")
         metadata = config[config.meta_key]

@@ -73,7 +73,8 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         temporary.touch()
         temporary.unlink()  # a block that writes nothing is a mistake, which is raised
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another place") from error
+        reason = f"{error.strerror}: {error.filename}"
+        raise InputError(f"{path}: cannot be written ({reason}); give another place") from error
     try:
         yield temporary
         with open(temporary, "rb+") as file:

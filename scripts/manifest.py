@@ -207,6 +207,9 @@ class RunManifest:
         if idist.get_rank() > 0 and not self.each_process:
             return
         before = read_manifest(self.path)
+        items = {name: getattr(dataset, "data", ()) for name, dataset in self.datasets.items()}
+        if self.resume and any(before.get("data", {}).values()) and not any(items.values()):  # all was done before
+            return
         weights = _describe_file(Path(self.weights), None, self.checksums) if self.weights else None
         manifest = {
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -218,7 +221,6 @@ class RunManifest:
             "values": evaluated_values(self.parser) if self.parser else None,
             "weights": weights and {"file": Path(self.weights).name} | weights,
         }
-        items = {name: getattr(dataset, "data", ()) for name, dataset in self.datasets.items()}
         manifest |= describe_data(items, before.get("files"), self.checksums)
         if self.resume and before:
             starts = before.pop("earlier", [])

@@ -101,14 +101,24 @@ class Records:
         return record["made_with"] == self.made_with and record.get("state") == state_of(image)
 
     def _is_of(self, record: Mapping[str, Any], image: PathLike) -> bool:
-        """Return whether a record is of this image, or of one that was in another place and is gone from there."""
+        """Return whether a record is of this image, perhaps of other content now, or of the same in another place."""
         source = self.output_dir / record.get("source", self._place(image))
-        return not source.exists() or (os.path.exists(image) and os.path.samefile(source, image))
+        if source.exists():
+            return os.path.exists(image) and os.path.samefile(source, image)
+        return record.get("state") == state_of(image)
 
     def check_free(self, image: PathLike) -> None:
-        """Raise `InputError` if the mask of ``image`` would take the place of that of another image."""
+        """Raise `InputError` if the mask of ``image`` would take the place of that of another image.
+
+        If that of what the image was before it changed, the log says so.
+        """
         record = self._read(self.path(image))
-        if record is not None and "mask" in record and not self._is_of(record, image):
+        if record is None or "mask" not in record:
+            return
+        if self._is_of(record, image):
+            if record.get("state") != state_of(image):
+                logger.warning("%s: has changed since its mask was made, which is replaced", image)
+        else:
             raise InputError(
                 f"{image}: its mask would replace that of {record['image']}, {self.output_dir / record['file']}; give "
                 "another --output_dir"
@@ -184,10 +194,11 @@ def own_images(
     for item in own:
         records.check_free(item["image"])
     left = [item for item in own if not (skip_done and records.is_done(item["image"]))]
-    if len(left) < len(images):
-        logger.info(
-            "%d of %d images are this process's, of which %d are done", len(own), len(images), len(own) - len(left)
-        )
+    if len(own) < len(images):
+        logger.info("%d of %d images are this process's", len(own), len(images))
+    if len(left) < len(own):
+        done = len(own) - len(left)
+        logger.info("%d of %d images are done, their masks are in %s", done, len(own), records.output_dir)
     return left
 
 

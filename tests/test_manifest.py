@@ -104,7 +104,7 @@ def test_a_resumed_run_keeps_how_it_was_started_before(make):
 def test_a_resumed_run_keeps_the_data_of_a_start_that_had_others(make, items):
     few = [{key: str(value) for key, value in items[0].items()}]
     first, _ = make(items=few), make(items=few, resume=True)
-    third = make(resume=True)
+    third = make(items=[{"image": str(items[1]["image"])}], resume=True)
     assert "data" not in third["earlier"][0]  # that of the start after it
     assert third["earlier"][1]["data"] == first["data"] != third["data"]
     assert third["earlier"][1]["files"] == first["files"]

@@ -196,9 +196,30 @@ def test_another_image_of_the_same_name_is_refused_not_taken_for_done(tmp_path, 
     (tmp_path / "link").symlink_to(archive)
     infer(dataset_dir=str(tmp_path / "link" / "a.nii.gz"), skip_done=True)  # the same image
     assert times(out) == before
-    (archive / "a.nii.gz").rename(archive / "gone.nii.gz")
-    infer(dataset_dir=str(tmp_path / "others"))
+    (archive / "a.nii.gz").rename(tmp_path / "a.nii.gz")
+    with pytest.raises(Exception) as caught:  # what is gone was another image
+        infer(dataset_dir=str(tmp_path / "others"))
+    assert "others/a.nii.gz: its mask would replace that of " in str(find_input_error(caught.value))
+    infer(dataset_dir=str(tmp_path / "a.nii.gz"), skip_done=True)  # the same in another place
+    assert times(out) == before
+
+
+def test_an_image_that_has_changed_is_segmented_again_and_the_log_says_so(archive, infer, capfd):
+    out = infer(dataset_dir=str(archive / "a.nii.gz"))
+    before = times(out)
+    save_nifti(archive / "a.nii.gz", make_image(make_mask((30, 20, 16))))
+    capfd.readouterr()
+    infer(dataset_dir=str(archive / "a.nii.gz"), skip_done=True)
+    said = capfd.readouterr()
+    assert "a.nii.gz: has changed since its mask was made, which is replaced" in said.out + said.err
     assert times(out) != before
+
+
+def test_a_run_that_finds_all_done_leaves_the_manifest(archive, infer):
+    out = infer()
+    before = read_json(out / "inference_manifest.json")
+    infer(skip_done=True)
+    assert read_json(out / "inference_manifest.json") == before
 
 
 def test_failures_are_known_wherever_a_process_was_started_and_through_links(tmp_path, monkeypatch):
