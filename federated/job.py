@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from scripts.commands import run_command  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
 from scripts.files import write_weights  # noqa: E402
-from scripts.knobs import check_keys, check_value, check_whole  # noqa: E402
+from scripts.knobs import check_overrides, check_whole  # noqa: E402
 
 try:
     from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
@@ -61,9 +61,7 @@ def main(
         if len(name.split()) != 1:  # NVFLARE takes its command line apart at spaces
             raise InputError(f"{name}: has a space in its name, which NVFLARE cannot have; rename it")
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.json"))
-    check_keys(overrides, parser, "option of the job and no key of configs/train.json")
-    for key, value in overrides.items():
-        check_value(key, value)
+    check_overrides(overrides, parser, "option of the job and no key of configs/train.json")
     parser.update(overrides)
     network = parser["network_def"]
     arguments = {key: parser.get_parsed_content(f"network_def::{key}") for key in network if not key.startswith("_")}

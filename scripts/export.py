@@ -24,7 +24,7 @@ from scripts.data import describe_classes
 from scripts.errors import InputError
 from scripts.files import read_weights, written_whole
 from scripts.handlers import existing_file
-from scripts.knobs import check_keys, check_value
+from scripts.knobs import check_overrides
 from scripts.manifest import merged_config
 from scripts.networks.exported import SETTINGS
 
@@ -74,9 +74,7 @@ def resolve(
         ConfigParser.load_config_files([str(existing_file(file, "give others by --config_file")) for file in files])
     )
     ckpt_path = parser["ckpt_path"]
-    check_keys(overrides, parser, f"option of the export and no key of {files[0]}")
-    for key, value in overrides.items():
-        check_value(key, value)
+    check_overrides(overrides, parser, f"option of the export and no key of {files[0]}")
     parser.update(overrides)
     parser["ckpt_path"] = str(weights)
     ids = {name: id_ for name, id_ in setting_ids(read_json(CONFIG)).items() if id_ in parser}

@@ -1,6 +1,6 @@
 """How values that people type on the command line are understood."""
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -37,19 +37,6 @@ def check_whole(name: str, value: Any, least: int) -> None:
     """Raise `InputError` unless ``value``, the argument ``name``, is a whole number of at least ``least``."""
     if not is_whole(value) or value < least:
         raise InputError(f"{name}: expected a whole number of at least {least}, received {value!r}")
-
-
-def check_keys(keys: Iterable[str], config: Container[str], what: str) -> None:
-    """Raise `InputError` unless each key, such as ``network_def::norm``, is of something at the top of ``config``.
-
-    Args:
-        keys: with ``::`` or ``#`` between their parts.
-        config: its keys.
-        what: it is not, such as "key of configs/train.json".
-    """
-    for key in keys:
-        if key.replace("#", "::").split("::")[0] not in config:
-            raise InputError(f"--{key}: is no {what}; mend it")
 
 
 def _is_number(value: Any) -> bool:
@@ -120,3 +107,17 @@ def check_value(knob: str, value: Any) -> None:
     for knobs, is_right, words in VALUES:
         if knob in knobs and not is_right(value):
             raise InputError(f"--{knob}: expected {words}, received {value!r}")
+
+
+def check_overrides(overrides: Mapping[str, Any], config: Container[str], what: str) -> None:
+    """Raise `InputError` unless each key is of something at the top of ``config``, and its value one that it takes.
+
+    Args:
+        overrides: keys, such as ``network_def::norm``, with ``::`` or ``#`` between their parts, and values.
+        config: its keys.
+        what: a key is not, such as "key of configs/train.json".
+    """
+    for key, value in overrides.items():
+        if key.replace("#", "::").split("::")[0] not in config:
+            raise InputError(f"--{key}: is no {what}; mend it")
+        check_value(key, value)

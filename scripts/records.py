@@ -94,35 +94,29 @@ class Records:
             return place
 
     def is_done(self, image: PathLike) -> bool:
-        """Return whether the image, as it is now, has a mask of this config and these weights, and nothing failed."""
-        record = self._read(self.path(image))
-        if record is None or "reason" in record or "mask" not in record or not self._is_of(record, image):
-            return False
-        return record["made_with"] == self.made_with and record.get("state") == state_of(image)
+        """Return whether the image, as it is now, has a mask of this config and these weights, and nothing failed.
 
-    def _is_of(self, record: Mapping[str, Any], image: PathLike) -> bool:
-        """Return whether a record is of this image, perhaps of other content now, or of the same in another place."""
-        source = self.output_dir / record.get("source", self._place(image))
-        if source.exists():
-            return os.path.exists(image) and os.path.samefile(source, image)
-        return record.get("state") == state_of(image)
+        If it has changed since its mask was made, the log says so.
 
-    def check_free(self, image: PathLike) -> None:
-        """Raise `InputError` if the mask of ``image`` would take the place of that of another image.
-
-        If that of what the image was before it changed, the log says so.
+        Raises:
+            InputError: if its mask would replace that of another image.
         """
         record = self._read(self.path(image))
         if record is None or "mask" not in record:
-            return
-        if self._is_of(record, image):
-            if record.get("state") != state_of(image):
-                logger.warning("%s: has changed since its mask was made, which is replaced", image)
-        else:
+            return False
+        source = self.output_dir / record.get("source", self._place(image))
+        state = state_of(image)
+        is_unchanged = record.get("state", state) == state
+        # one that is gone from where it was may have been moved
+        is_of_image = os.path.exists(image) and os.path.samefile(source, image) if source.exists() else is_unchanged
+        if not is_of_image:
             raise InputError(
                 f"{image}: its mask would replace that of {record['image']}, {self.output_dir / record['file']}; give "
                 "another --output_dir"
             )
+        if not is_unchanged:
+            logger.warning("%s: has changed since its mask was made, which is replaced", image)
+        return is_unchanged and "reason" not in record and record["made_with"] == self.made_with
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         """Return a record, None if it cannot be read, or if the mask, or the image that has none, is gone."""
@@ -191,14 +185,12 @@ def own_images(
     """
     index, count = parse_shard(shard)
     own = list(images)[index::count]
-    for item in own:
-        records.check_free(item["image"])
-    left = [item for item in own if not (skip_done and records.is_done(item["image"]))]
+    done = [records.is_done(item["image"]) for item in own]
+    left = [item for item, is_done in zip(own, done, strict=True) if not (skip_done and is_done)]
     if len(own) < len(images):
         logger.info("%d of %d images are this process's", len(own), len(images))
     if len(left) < len(own):
-        done = len(own) - len(left)
-        logger.info("%d of %d images are done, their masks are in %s", done, len(own), records.output_dir)
+        logger.info("%d of %d images are done, their masks are in %s", sum(done), len(own), records.output_dir)
     return left
 
 
