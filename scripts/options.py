@@ -14,25 +14,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monai.bundle import ConfigComponent
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigComponent, ConfigParser
 
 from scripts.errors import InputError
-from scripts.knobs import check_value, is_whole
+from scripts.knobs import check_value, is_true, is_whole
 from scripts.manifest import find_parser, merged_config
 
 RUN = 1  # place among the arguments of the word ``run``, after which the name of what to run may stand
 PATHS = ("dataset_dir", "output_dir", "ckpt_path", "pretrained", "cache_dir", "datalist_file")
 NEEDED_PATHS = ("dataset_dir", "output_dir", "ckpt_path")
 READ_BY_MONAI = {"save_execute_config"}  # of --tracking, wherever it stands
+SWITCH = re.compile(r"\bis_true\(@(\w+)\)")  # what configs say of those
 ACTIVE = re.compile(r'"[$@%]|"_target_"')  # what MONAI evaluates, in JSON
 
 
 def check_options() -> None:
     """Raise `InputError` for what was typed if the config being initialized cannot use it.
 
-    That is an option that it never refers to, an argument that its component does not take, a value that a knob does
-    not take (see `check_value`), a path that is empty or whose name was read as a number, such as ``20261127``, and
-    the name of something to run that it does not have.
+    That is an option that it never refers to, an argument that its component does not take, a value that a knob
+    (see `check_value`) or a switch does not take, a path that is empty or whose name was read as a number, such as
+    ``20261127``, a word in the place of a whole component, and the name of something to run that it does not have.
 
     What a config file says, or a program gives, is not looked at: an overlay may be meant for several configs.
     """
@@ -43,10 +45,15 @@ def check_options() -> None:
     typed = [argument[2:].split("=")[0] for argument in sys.argv[1:] if argument.startswith("--")]
     options = [option.replace("-", "_") for option in typed]
     _check_run(config)
+    in_files = _read_config_files()
+    switches = set(SWITCH.findall(json.dumps(config)))
     for option in options:
         _check_path(option, config.get(option))
+        _check_component(option, config.get(option), in_files)
         if option in config:
             check_value(option, config[option])
+        if option in switches and not str(config.get(option)).startswith("$"):
+            is_true(config.get(option), f"--{option}")
     if {"max_epochs", "val_interval"} & set(options):
         _check_interval(config)
     for option in typed:
@@ -80,6 +87,27 @@ def _check_path(option: str, value: Any) -> None:
         raise InputError(f"--{option}: is empty; give a path (was it a variable of the shell that is not set?)")
     if option == "pretrained" and value and not value.startswith("$") and not os.path.isfile(value):
         raise InputError(f"{value}: no such file; --pretrained names the weights to begin with")
+
+
+def _read_config_files() -> dict[str, Any]:
+    """Return what the config files that the command line names say by themselves; nothing if it names none."""
+    for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        name, is_joined, value = argument.partition("=")
+        if name.replace("-", "_") == "__config_file":
+            return ConfigParser.load_config_files(DefaultParseValue(value if is_joined else following))
+    return {}
+
+
+def _check_component(option: str, value: Any, in_files: Mapping[str, Any]) -> None:
+    """Raise `InputError` if a word was typed for what is a component of the config files, such as ``dataset``."""
+    component = in_files.get(option)
+    if not isinstance(component, Mapping) or "_target_" not in component or not isinstance(value, str):
+        return
+    if not value.startswith(("$", "@", "%")):
+        settings = [key for key, setting in in_files.items() if not isinstance(setting, Mapping | list)]
+        similar = difflib.get_close_matches(option, settings, 1)
+        hint = f"did you mean --{similar[0]}?" if similar else "docs/knobs.md has the settings"
+        raise InputError(f"--{option}: is a part of these configs and takes no word, received {value!r}; {hint}")
 
 
 def _check_interval(config: Mapping[str, Any]) -> None:

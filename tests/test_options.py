@@ -1,6 +1,7 @@
 """An option that was typed for `monai.bundle run`, and that no config has, is refused before anything is done."""
 
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -67,7 +68,7 @@ CONFIG = {
         ("--trainer::crop::roi_size", "5"),
         ("--trainer::crop::roi_size#0", "5"),
         ("--run", "$print(1)"),
-        ("--config_file", "configs/unused.json"),
+        ("--config_file", str(ROOT / "configs/inference.json")),
         ("--save_execute_config", "false"),
         ("run", "unused"),
     ],
@@ -153,6 +154,15 @@ def test_a_value_that_the_knob_does_not_take_is_refused(monkeypatch):
     check(monkeypatch, config)
 
 
+def test_what_is_no_switch_is_refused_by_its_name(monkeypatch):
+    config = CONFIG | {
+        "pictures": {"_target_": "builtins.dict", "_disabled_": "$not is_true(@preview) or is_true(@all)"}
+    }
+    check(monkeypatch, config | {"preview": "off", "all": "$True"}, "--preview", "off", "--all", "$True")
+    with pytest.raises(InputError, match=r"^--preview: 'flase': is no switch; write true or false$"):
+        check(monkeypatch, config | {"preview": "flase"}, "--preview", "flase")
+
+
 @pytest.mark.parametrize("read", ["20261127", None])
 def test_a_path_and_none_are_taken(monkeypatch, read):
     check(monkeypatch, CONFIG | {"cache_dir": read, "images": "$@cache_dir"}, "--cache_dir", str(read))
@@ -160,6 +170,24 @@ def test_a_path_and_none_are_taken(monkeypatch, read):
 
 def test_what_a_file_or_a_program_adds_is_not_looked_at(monkeypatch):
     check(monkeypatch, CONFIG | {"previw": False}, "--preview", "false")
+
+
+@pytest.mark.parametrize("flag", [["--config_file", "{}"], ["--config-file={}"], ["--config_file", "['{}']"]])
+def test_a_word_for_a_whole_component_is_refused(monkeypatch, tmp_path, flag):
+    config = CONFIG | {"dataset_dir": "data", "dataset": {"_target_": "builtins.dict", "folder": "@dataset_dir"}}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    named = [part.format(file) for part in flag]
+    with pytest.raises(InputError) as caught:
+        check(monkeypatch, config | {"dataset": "scans"}, *named, "--dataset", "scans")
+    assert str(caught.value) == (
+        "--dataset: is a part of these configs and takes no word, received 'scans'; did you mean --dataset_dir?"
+    )
+    with pytest.raises(InputError, match=r"'x'; docs/knobs.md has the settings$"):
+        check(monkeypatch, config | {"reports": "x"}, *named, "--reports", "x")
+    check(monkeypatch, config | {"dataset": "$@dataset_dir"}, *named, "--dataset", "$@dataset_dir")
+    check(monkeypatch, config | {"dataset_dir": "scans"}, *named, "--dataset_dir", "scans")
+    check(monkeypatch, config | {"dataset": {"_target_": "builtins.dict"}}, *named, "--dataset", "{...}")
 
 
 @pytest.mark.parametrize("config", ["train", "inference"])
