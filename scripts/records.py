@@ -130,11 +130,15 @@ class Records:
     def read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return the rows of all images that have a mask, and of those that are there and of which something failed.
 
-        Both are sorted by path; the latter have ``image`` and ``reason`` alone.
+        Both are sorted by path; the latter have ``image`` and ``reason`` alone. Masks are where they are now, though
+        the folder of outputs may have been moved.
         """
         paths = [path for path in (self.output_dir / FOLDER).rglob("*.json") if not path.name.startswith(TEMPORARY)]
         found = [record for path in paths if (record := self._read(path))]
         found.sort(key=lambda record: record["image"])
+        for record in found:
+            if "mask" in record:
+                record["mask"] = os.path.abspath(self.output_dir / record["file"])
         rows = [
             {key: value for key, value in record.items() if key not in HIDDEN} for record in found if "mask" in record
         ]

@@ -160,6 +160,14 @@ def test_columns_of_several_targets_are_side_by_side(tmp_path):
     assert rows == [("a_seg.nii.gz", "1", "0.5"), ("b_seg.nii.gz", "2", "")]
 
 
+def test_tables_name_masks_where_they_are_after_the_folder_was_moved(infer, archive, tmp_path):
+    infer(dataset_dir=str(archive / "a.nii.gz")).rename(tmp_path / "moved")
+    moved = infer("moved", dataset_dir=str(archive / "b.nii.gz"))
+    masks = [Path(row["mask"]) for row in table(moved / "volumes.csv")]
+    assert masks == [moved / "a_seg.nii.gz", moved / "b_seg.nii.gz"]
+    assert all(mask.is_file() for mask in masks)
+
+
 def test_what_another_process_adds_while_the_tables_are_written_is_in_them(tmp_path, monkeypatch):
     records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
     rows = [{"image": name, "mask": name, "liver_ml": 1} for name in "ab"]
