@@ -166,8 +166,8 @@ class RunManifest:
 
     Its keys: started (UTC), command (as typed), processes (that share the work), revision (git commit), versions,
     config (of all files and overrides), values (what its expressions came to), weights, data and files (see
-    `describe_data`), and earlier: of a training that is resumed, the manifests of its starts before, each without
-    data and files that are those of the start after it. What is not known is null.
+    `describe_data`), and earlier: of a run that goes on, the manifests of its starts before, each without what is the
+    same in that of the start after it. What is not known is null.
 
     Build it by a config: it looks for the parser that is doing so, see `find_parser`.
 
@@ -224,6 +224,6 @@ class RunManifest:
         manifest |= describe_data(items, before.get("files"), self.checksums)
         if self.resume and before:
             starts = before.pop("earlier", [])
-            same = [key for key in ("data", "files") if before.get(key) == manifest[key]]
+            same = [key for key in manifest if key != "started" and before.get(key) == manifest[key]]
             manifest["earlier"] = [*starts, {key: value for key, value in before.items() if key not in same}]
         write_text(self.path, json.dumps(manifest, indent=2) + "\n")
