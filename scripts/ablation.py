@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 from scipy import stats
 from tqdm import tqdm
 
-from scripts.cases import PAPER_MIN_SLICES, read_json
+from scripts.cases import PAPER_MIN_SLICES, absolute, read_json
 from scripts.commands import run_command
 from scripts.data import get_datalist
 from scripts.errors import InputError
 from scripts.files import write_table, write_text, written_whole
 from scripts.knobs import check_whole
+from scripts.report.page import slug
 
 ROOT = Path(__file__).resolve().parents[1]
 # column → what of a run it is; each is a mean over the test cases that have it
@@ -90,11 +91,6 @@ def choose_variants(variants: Mapping[str, Any], names: Sequence[str]) -> list[s
     if unknown:
         raise InputError(f"--variants: no variant {unknown[0]!r}; there are {', '.join(variants)}")
     return [name for name in variants if not names or name in names]
-
-
-def folder_name(variant: str) -> str:
-    """Return the variant's name in letters, digits and dashes."""
-    return "-".join("".join(c if c.isalnum() else " " for c in variant.lower()).split())
 
 
 def is_finished(run: Run) -> bool:
@@ -228,7 +224,8 @@ def draw_dice(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], path: Path
         dice = [mean_of_cases(run, "liver", "dice") for run in of_variant if is_finished(run)]
         axes.plot(dice, [position] * len(dice), "o", color="#1f5fa8", markersize=6, alpha=0.8)
         axes.plot([row["dice_liver"]], [position], "|", color="black", markersize=14, markeredgewidth=2)
-    axes.axvline(rows[0]["dice_liver"], color="grey", linestyle=":", linewidth=1)
+    if rows[0]["variant"] == runs[0].variant:  # else what others are compared to is not finished
+        axes.axvline(rows[0]["dice_liver"], color="grey", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
     axes.grid(axis="x", color="#dddddd")
@@ -280,9 +277,11 @@ def run_ablation(
     runs = []
     for seed in seeds:
         for name in names:
-            folder = root / folder_name(name) / f"seed-{seed}"
+            folder = root / slug(name) / f"seed-{seed}"
             own = {"seed": seed, "output_dir": str(folder), "ckpt_path": str(folder / "model.pt")}
             runs.append(Run(name, seed, folder, shared | own | known[name]))
+    if cases.is_file() and read_json(cases).get("dataset_dir") != str(absolute(dataset_dir)):
+        raise InputError(f"{cases}: is of runs on other data than {dataset_dir}; give another --output_dir")
     waiting = [run for run in runs if not is_finished(run)]
     if waiting:
         # the split stays when seeds are added

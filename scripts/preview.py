@@ -24,7 +24,7 @@ BORDERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # at the lef
 
 def to_ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the volume with its axes flipped and swapped to the closest of RAS, and the size of its voxels in mm."""
-    image = nib.as_closest_canonical(nib.Nifti1Image(volume, affine))
+    image = nib.as_closest_canonical(nib.Nifti1Image(volume, affine, dtype=volume.dtype))
     return np.asanyarray(image.dataobj), np.array(image.header.get_zooms())
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.ablation import Run, choose_variants, folder_name, read_plan, run_ablation, tabulate
+from scripts.ablation import Run, choose_variants, read_plan, run_ablation, tabulate
 from scripts.errors import InputError
 from scripts.losses import TverskyCrossEntropyLoss
 from scripts.phantom import write_phantoms
+from scripts.report.page import slug
 from tests import ROOT
 
 PLAN = ROOT / "configs/ablation.json"
@@ -68,7 +69,7 @@ def test_the_shipped_plan_has_eight_variants_and_three_peers():
     peers = {"DynUNet (nnU-Net)", "SegResNet", "SwinUNETR"}
     assert peers < set(VARIANTS)
     assert len(set(VARIANTS) - peers) >= 8
-    assert len({folder_name(name) for name in VARIANTS}) == len(VARIANTS)
+    assert len({slug(name) for name in VARIANTS}) == len(VARIANTS)
     assert not any("," in name for name in VARIANTS)  # names are separated by commas on the command line
 
 
@@ -176,6 +177,13 @@ def test_what_is_finished_is_not_done_again(dataset, tmp_path):
     arguments = (dataset, str(tmp_path / "out"), (), (0,), str(write_plan(tmp_path)))
     run_ablation(*arguments, execute=lambda run: finish(run, [0.5, 0.6]))
     assert run_ablation(*arguments, execute=lambda run: pytest.fail(f"{run.variant} is run again"))
+
+
+def test_a_finished_ablation_does_not_answer_for_other_data(dataset, tmp_path):
+    arguments = (str(tmp_path / "out"), (), (0,), str(write_plan(tmp_path)))
+    run_ablation(dataset, *arguments, execute=lambda run: finish(run, [0.5, 0.6]))
+    with pytest.raises(InputError, match=r"out/cases.json: is of runs on other data than .*/other; give another"):
+        run_ablation(str(tmp_path / "other"), *arguments, execute=lambda run: pytest.fail("is run"))
 
 
 def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(dataset, tmp_path):

@@ -32,7 +32,9 @@ from scripts.benchmark.run import choose_parts, make_plan, needed_mb, run_benchm
 from scripts.benchmark.scans import LIVER_HU, MAX_OTHER_HU, THRESHOLD, WINDOW_HU, paint_scan
 from scripts.benchmark.volume import dice_of_files, measure_volume, stage_of, timed_transforms
 from scripts.errors import InputError
+from scripts.knobs import is_true
 from scripts.networks import MPUNet, PositionAttention
+from tests import ROOT
 from tests.niftis import save
 
 TINY = Sizes(
@@ -307,6 +309,32 @@ def test_a_run_writes_its_report_and_goes_on_where_it_was(tmp_path, monkeypatch,
     (tmp_path / "benchmark.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match=r"benchmark\.json: was measured with cores 96, here it is \d+; give another"):
         run_benchmark(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repeats": 0}, "^repeats: expected a whole number of at least 1, received 0"),
+        ({"windows": -1}, "^windows: expected a whole number of at least 0, received -1"),
+        (
+            {"ckpt_path": str(ROOT / "models/model.pt")},
+            r"model\.pt: is not the state dict of a full-size",
+        ),
+    ],
+)
+def test_what_a_benchmark_cannot_use_is_refused_before_it_begins(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        run_benchmark(**{"output_dir": str(tmp_path), "only": "attention", "device": "cpu", "sizes": TINY} | options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_in_somebodys_input_is_one_in_another_process_too():
+    with pytest.raises(InputError, match=r"^much: 'much': is no switch"):
+        run_isolated(_is_true, text="much")
+
+
+def _is_true(text):
+    return is_true(text, "much")
 
 
 def test_a_report_that_is_none_is_refused(tmp_path):

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,8 +19,17 @@ import pytest
 from scripts.errors import InputError
 from scripts.report import curves, tables
 from scripts.report.__main__ import show_cases, write_report
-from scripts.report.cases import PANELS, Case, axial_plane, choose_cases, distance_to_surface, load_case, surface_of
-from scripts.report.layout import format_number, format_p, lay_out_converged, lay_out_test
+from scripts.report.cases import (
+    PANELS,
+    Case,
+    axial_plane,
+    choose_cases,
+    distance_to_surface,
+    load_case,
+    surface_of,
+    volumes_of_errors_ml,
+)
+from scripts.report.layout import format_number, format_p, lay_out_cases, lay_out_converged, lay_out_test
 from scripts.report.read import METRICS, Run, check_comparable, name_runs, read_run
 from scripts.report.statistics import compare, last_third_mean
 from scripts.report.summary import compare_in_words, lay_out_facts, make_cards, write_headline
@@ -298,6 +309,56 @@ def test_files_of_one_volume_along_a_fourth_axis_are_shown(tmp_path):
     np.testing.assert_array_equal(case.truth, expected.truth)
 
 
+def test_the_size_of_a_voxel_is_that_of_the_affine_and_its_volume_too_where_the_grid_is_sheared(tmp_path):
+    folder = write_run(tmp_path / "run", radii=(20,))
+    sheared = AFFINE.copy()
+    sheared[1, 2] = 1.5
+    for path in [*(tmp_path / "data").iterdir(), *(folder / "evaluation/predictions").iterdir()]:
+        nifti = nib.Nifti1Image(np.asanyarray(nib.load(path).dataobj), sheared)
+        nifti.header["pixdim"][1:4] = 1  # a header that says otherwise: readers go by the affine
+        nib.save(nifti, path)
+    case = load_case(read_run(folder, "run"), "volume-0", "liver")
+    np.testing.assert_allclose(case.spacing_mm, [*SPACING[:2], np.hypot(SPACING[2], 1.5)])
+    false_ml, missed_ml = volumes_of_errors_ml(case)
+    assert false_ml == 0
+    assert missed_ml == pytest.approx((ball(24).sum() - ball(20).sum()) * np.prod(SPACING) / 1000)
+
+
+def test_scans_that_are_no_nifti_are_shown(tmp_path):
+    folder = write_run(tmp_path / "run", radii=(24,))
+    expected = load_case(read_run(folder, "run"), "volume-0", "liver")
+    rows = rows_of(folder / "evaluation/per_case.csv")
+    for key in ("image", "label"):
+        nifti = nib.load(rows[0][key])
+        image = itk.image_from_array(np.ascontiguousarray(np.asanyarray(nifti.dataobj).T))
+        image.SetSpacing(SPACING)
+        image.SetDirection(itk.matrix_from_array(np.diag([-1.0, -1.0, 1.0])))  # ITK's axes are LPS
+        rows[0][key] = rows[0][key].replace(".nii.gz", ".nrrd")
+        itk.imwrite(image, rows[0][key])
+    write_csv(folder / "evaluation/per_case.csv", rows)
+    case = load_case(read_run(folder, "run"), "volume-0", "liver")
+    for part in ("image", "truth", "pred", "spacing_mm"):
+        np.testing.assert_allclose(getattr(case, part), getattr(expected, part))
+    write_report([str(folder)], str(tmp_path / "report"))
+    assert list((tmp_path / "report").glob("case-*.png"))
+
+
+def test_cases_with_nothing_to_find_are_not_the_worst():
+    rows = [
+        {"case": name, "class": "liver", "true_volume_ml": 1.0}
+        | {f"run: {key}": value for key, value in (("dice", dice), ("hd95_mm", 1.0), ("volume_ml", 1.0))}
+        for name, dice in (("a", math.nan), ("b", 0.9), ("c", 0.2))
+    ]
+    table = lay_out_cases("liver", [SimpleNamespace(name="run")], rows, folded=False)
+    assert [row[0].text for row in table.rows] == ["c", "b", "a"]
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path, finished):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/report"):
+        write_report([str(folder) for folder in finished], str(tmp_path / "file/report"))
+
+
 def test_scans_are_shown_in_ras_whatever_their_axes(tmp_path):
     folder = write_run(tmp_path / "run", radii=(24,))
     straight = load_case(read_run(folder, "run"), "volume-0", "liver")
@@ -358,7 +419,7 @@ def test_distances_to_a_surface_are_in_mm_and_the_scan_s_border_is_one():
 @pytest.mark.parametrize("panel", PANELS)
 def test_pictures_of_empty_masks_can_be_drawn(panel, truth_mm, pred_mm):
     truth, pred = (ball(radius) & (radius > 0) for radius in (truth_mm, pred_mm))
-    case = Case(np.where(ball(38), 50.0, -1000.0), truth, pred, SPACING)
+    case = Case(np.where(ball(38), 50.0, -1000.0), truth, pred, np.diag([*SPACING, 1]))
     plane = axial_plane(case)
     figure = PANELS[panel](case, plane)
     figure.canvas.draw()
@@ -369,7 +430,8 @@ def test_pictures_of_empty_masks_can_be_drawn(panel, truth_mm, pred_mm):
 
 def test_the_surface_is_seen_from_the_front_with_the_patient_s_right_at_the_left():
     truth = ball(24)
-    axes = PANELS["surface"](case := Case(np.zeros(truth.shape), truth, truth, SPACING), axial_plane(case)).axes[0]
+    case = Case(np.zeros(truth.shape), truth, truth, np.diag([*SPACING, 1]))
+    axes = PANELS["surface"](case, axial_plane(case)).axes[0]
     assert axes.get_xlim()[0] > axes.get_xlim()[1]  # x of RAS+ grows to the patient's right
     assert axes.get_ylim()[0] < axes.get_ylim()[1]  # the head is up
     surface, silhouette = (

@@ -63,6 +63,15 @@ def test_files_of_one_volume_along_a_fourth_axis_are_drawn(tmp_path):
     np.testing.assert_array_equal(imread(tmp_path / "fourth.png"), imread(tmp_path / "sheet.png"))
 
 
+def test_labels_of_64_bits_are_drawn(tmp_path):
+    write_case(tmp_path, "0", liver=True)
+    label = nib.load(tmp_path / "segmentation-0.nii.gz")
+    voxels = np.asanyarray(label.dataobj).astype(np.int64)
+    nib.save(nib.Nifti1Image(voxels, label.affine, dtype=np.int64), tmp_path / "segmentation-0.nii.gz")
+    draw_sheet(tmp_path, tmp_path / "sheet.png")
+    assert is_red(imread(tmp_path / "sheet.png")[..., :3]).any()
+
+
 def test_what_cannot_be_read_is_an_input_error_that_names_it(tmp_path):
     write_case(tmp_path, "0", liver=True)
     with pytest.raises(InputError, match="cases: expected a whole number of at least 1, received 0"):

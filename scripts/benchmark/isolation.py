@@ -10,6 +10,8 @@ from unittest import mock
 
 import torch
 
+from scripts.errors import InputError, find_input_error
+
 PRELOADED = ["torch", "monai.transforms", "monai.engines", "monai.networks.nets", "monai.inferers", "monai.bundle"]
 
 
@@ -21,6 +23,9 @@ def _send_result(connection: Connection, function: Callable[..., Any], arguments
     try:
         connection.send(("result", function(**arguments)))
     except Exception as error:  # whatever it is, it is the other process that says so
+        if mistake := find_input_error(error):
+            connection.send(("mistake", str(mistake)))
+            return
         while error.__cause__ is not None:  # MONAI says of many that "a component" failed
             error = error.__cause__
         connection.send(("error", f"{type(error).__name__}: {error}"))
@@ -33,7 +38,8 @@ def run_isolated(function: Callable[..., Any], **arguments: Any) -> Any:
     ``MALLOC_`` variables of the user are left out, so that a plain process is plain, and progress bars too.
 
     Raises:
-        MeasurementError: if the function raises or its process is killed, as for want of memory.
+        InputError: if the function raises one.
+        MeasurementError: if it raises another error, or its process is killed, as for want of memory.
     """
     context = multiprocessing.get_context("forkserver" if sys.platform.startswith("linux") else "spawn")
     if sys.platform.startswith("linux"):
@@ -54,6 +60,8 @@ def run_isolated(function: Callable[..., Any], **arguments: Any) -> Any:
     finally:
         receiver.close()
         process.join()
+    if kind == "mistake":
+        raise InputError(content)
     if kind == "error":
         raise MeasurementError(content or f"the process ended with exit status {process.exitcode}, as if out of memory")
     return content

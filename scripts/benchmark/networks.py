@@ -1,6 +1,5 @@
 """What is compared: MPU-Net as released, MPU-Net as it is here, and its peers."""
 
-import inspect
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,7 +106,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 PEERS = [name for name in NETWORKS if name not in (REFERENCE, OURS)]
 WANTS_MULTIPLES_OF_32 = ("DynUNet (32-320)", "SwinUNETR (24)")  # of window sizes: 128 suits them, 112 does not
-HAS_CHECKPOINTING = "checkpointing" in inspect.signature(MPUNet).parameters
 
 
 def make_network(name: str, weights: str | Path | None = None, checkpointing: bool = False) -> nn.Module:

@@ -1,7 +1,6 @@
 """Which measurements are made, on what, and in which order?"""
 
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 
 from scripts.benchmark.epoch import measure_epoch
 from scripts.benchmark.network import measure_attention, measure_forward, measure_training
-from scripts.benchmark.networks import HAS_CHECKPOINTING, OURS, PEERS, REFERENCE
+from scripts.benchmark.networks import OURS, PEERS, REFERENCE
 from scripts.benchmark.scans import BODY_MM, crop_spacing, scan_files
-from scripts.benchmark.volume import ROOT, measure_volume
+from scripts.benchmark.volume import measure_volume
 
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 PARTS = ("network", "attention", "volume", "epoch")
@@ -114,7 +113,7 @@ def onnx_file(folder: Path, size: tuple[int, int, int]) -> Path:
 def plan_network(sizes: Sizes, folder: Path, device: str, weights: str, rounds: int, peer_rounds: int) -> list:
     """Return the measurements of forward pass and training step, the reference first in every round."""
     ours = [(REFERENCE, "plain float32"), (OURS, "float32"), (OURS, "best")]
-    checkpointing = [(OURS, "best, checkpointing")] if HAS_CHECKPOINTING else []
+    checkpointing = [(OURS, "best, checkpointing")]
     exported = [(OURS, "OpenVINO, float32"), (OURS, "OpenVINO")] if HAS_OPENVINO and device == "cpu" else []
     peers = [(name, setting) for name in PEERS for setting in ("plain float32", "best")]
     plan = []
@@ -157,9 +156,8 @@ def plan_attention(sizes: Sizes, device: str) -> list[Measurement]:
 
 def plan_volume(sizes: Sizes, folder: Path, device: str, windows: int | None) -> list[Measurement]:
     """Return the measurements of whole CTs: the reference, this bundle, peers in both pipelines, smaller CTs."""
-    compared: list[tuple[str, str, int | None]] = [(REFERENCE, "plain", None), (OURS, "this bundle's", None)]
-    if "coarse_pass" in json.loads((ROOT / "configs/inference.json").read_text(encoding="utf-8")):
-        compared.append((OURS, "this bundle's, coarse pass", None))
+    compared: list[tuple[str, str, int | None]] = [(REFERENCE, "plain", None)]
+    compared += [(OURS, "this bundle's", None), (OURS, "this bundle's, coarse pass", None)]
     for peer in ("DynUNet (32-320)", "SegResNet (32)", "SwinUNETR (24)"):
         compared += [(peer, pipeline, windows) for pipeline in ("plain, network at best", "this bundle's")]
     whole = sizes.scan[2]

@@ -12,11 +12,13 @@ from scripts.benchmark import plan, tables
 from scripts.benchmark.isolation import MeasurementError, run_isolated
 from scripts.benchmark.machine import describe_machine, free_memory_mb
 from scripts.benchmark.network import export_network, fit_weights
+from scripts.benchmark.networks import OURS, make_network
 from scripts.benchmark.plan import FULL, PARTS, QUICK, Measurement, Sizes
 from scripts.benchmark.scans import make_scan
 from scripts.errors import InputError
 from scripts.files import write_table, write_text
 from scripts.handlers import existing_file
+from scripts.knobs import check_whole
 
 PEER_WINDOWS = 5
 
@@ -66,7 +68,7 @@ def measure(measurement: Measurement) -> dict[str, Any]:
         return record | {"failure": f"does not fit: needs {needed_mb(measurement) / 1e3:.0f} GB"}
     try:
         return record | {"result": run_isolated(measurement.function, **measurement.arguments)}
-    except MeasurementError as error:
+    except (MeasurementError, InputError) as error:
         return record | {"failure": f"failed: {' '.join(str(error).split())[:200]}"}
 
 
@@ -129,10 +131,15 @@ def run_benchmark(
         fresh: measure again what is there.
         sizes: how large everything is.
     """
+    check_whole("repeats", repeats, 1)
+    check_whole("peer_repeats", peer_repeats, 0)
+    check_whole("windows", windows, 0)
     folder, parts, device = Path(output_dir).absolute(), choose_parts(only), device or plan.default_device()
     sizes = sizes or (QUICK if quick else FULL)
     command = "python -m scripts.benchmark " + " ".join(sys.argv[1:])
     weights = existing_file(ckpt_path, "give the weights of a full-size MPU-Net") if ckpt_path else ""
+    if weights:
+        make_network(OURS, weights)
     machine = describe_machine()
     records = [] if fresh else read_records(folder / "benchmark.json", machine)
     notes = []

@@ -183,7 +183,6 @@ def write_report(folders: Sequence[str], output_dir: str, names: Sequence[str] |
     output = Path(output_dir)
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; give a folder as --output_dir")
-    output.mkdir(parents=True, exist_ok=True)
     parts = (show_test, show_cases, show_curves, show_tables)
     with rc_context({"text.parse_math": False}):  # names of runs and cases are no formulas
         sections = [show(runs, output) for show in tqdm(parts, desc="report", unit="part", disable=None)]

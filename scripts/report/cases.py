@@ -14,15 +14,19 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from monai.transforms import LoadImage
+from nibabel.affines import voxel_sizes
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from scripts.data import TARGETS
 from scripts.errors import InputError
+from scripts.headers import NIFTI_SUFFIXES
 from scripts.preview import AIR_HU, WINDOW_HU
 from scripts.report.read import REMEDY, Run
 from scripts.report.statistics import defined
+from scripts.scans import ScanReader
 
 TRUTH_COLOR, PRED_COLOR = "#8cf0ff", "#ffe100"
 FALSE_POSITIVE_COLOR, FALSE_NEGATIVE_COLOR = "#ffe04a", "#d81b60"  # bright and dark: told apart in greyscale
@@ -44,13 +48,23 @@ class Case:
         image: HU, float32 ``(X, Y, Z)``.
         truth: boolean, of one class; same shape.
         pred: boolean, likewise.
-        spacing_mm: size of a voxel.
+        affine: ``(4, 4)``, from voxels to mm.
     """
 
     image: np.ndarray
     truth: np.ndarray
     pred: np.ndarray
-    spacing_mm: tuple[float, float, float]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Size of a voxel along each axis."""
+        return tuple(map(float, voxel_sizes(self.affine)))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel: where the gantry was tilted, less than the product of its sizes."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
 
 
 def choose_cases(run: Run, class_name: str) -> dict[str, str]:
@@ -66,9 +80,14 @@ def choose_cases(run: Run, class_name: str) -> dict[str, str]:
 
 def _load(path: str) -> nib.Nifti1Image:
     try:
-        image = nib.as_closest_canonical(nib.squeeze_image(nib.load(path)))  # (X, Y, Z, 1) is one volume
+        if path.lower().endswith(NIFTI_SUFFIXES):
+            image = nib.squeeze_image(nib.load(path))  # (X, Y, Z, 1) is one volume
+        else:
+            scan = LoadImage(reader=ScanReader(), image_only=True)(path)
+            image = nib.Nifti1Image(scan.numpy(), scan.affine.numpy())
+        image = nib.as_closest_canonical(image)
         image.get_fdata(dtype=np.float32)
-    except Exception as error:  # whatever nibabel raises on a damaged file
+    except Exception as error:  # whatever nibabel or ITK raises on a damaged file
         raise InputError(f"{path}: cannot be read as an image ({error}); {REMEDY}") from error
     return image
 
@@ -103,8 +122,7 @@ def load_case(run: Run, case: str, class_name: str) -> Case | None:
         label = resample_from_to(label, image, order=0)
     truth = np.isin(np.rint(label.get_fdata(dtype=np.float32)), _labels_of(run, class_name))
     found = np.rint(pred.get_fdata(dtype=np.float32)) == run.classes.index(class_name) + 1
-    spacing_mm = tuple(float(size) for size in image.header.get_zooms()[:3])
-    return Case(image.get_fdata(dtype=np.float32), truth, found, spacing_mm)
+    return Case(image.get_fdata(dtype=np.float32), truth, found, image.affine)
 
 
 def body_box(image: np.ndarray) -> tuple[slice, slice]:
@@ -278,5 +296,4 @@ def axial_plane(case: Case) -> Plane:
 
 def volumes_of_errors_ml(case: Case) -> tuple[float, float]:
     """Return what is wrongly included and what is missed, in ml."""
-    voxel_ml = float(np.prod(case.spacing_mm)) / 1000
-    return (case.pred & ~case.truth).sum() * voxel_ml, (case.truth & ~case.pred).sum() * voxel_ml
+    return (case.pred & ~case.truth).sum() * case.voxel_ml, (case.truth & ~case.pred).sum() * case.voxel_ml

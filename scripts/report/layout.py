@@ -133,7 +133,7 @@ def lay_out_test(class_name: str, means: Sequence[Row], comparisons: Sequence[Ro
 
 
 def lay_out_cases(class_name: str, runs: Sequence[Run], cases: Sequence[Row], folded: bool) -> Table:
-    """Every case, worst first: Dice and HD95 of each run, true volume and each run's.
+    """Every case, worst first (with nothing to find last): Dice and HD95 of each run, true volume and each run's.
 
     Args:
         class_name: which rows are shown.
@@ -143,7 +143,7 @@ def lay_out_cases(class_name: str, runs: Sequence[Run], cases: Sequence[Row], fo
     """
     names = [run.name for run in runs]
     rows = []
-    for row in sorted(cases, key=lambda row: np.nan_to_num(row[f"{names[0]}: dice"], nan=-1.0)):
+    for row in sorted(cases, key=lambda row: np.nan_to_num(row[f"{names[0]}: dice"], nan=2.0)):
         if row["class"] != class_name:
             continue
         dice = [row[f"{name}: dice"] for name in names]
