@@ -19,6 +19,7 @@ from scripts.commands import run_command  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
 from scripts.files import write_weights  # noqa: E402
 from scripts.knobs import check_overrides, check_whole  # noqa: E402
+from scripts.settings import write_settings  # noqa: E402
 
 try:
     from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
@@ -37,6 +38,8 @@ def main(
     dataset_dir: str, output_dir: str = "runs/federated", rounds: int = 1, local_epochs: int = 1, **overrides
 ) -> None:
     """Train by federated averaging, weighted by steps, and keep the last weights of all as ``model.pt``.
+
+    Beside them are the settings by which inference finds them right, as beside those of any training.
 
     Args:
         dataset_dir: with a folder for each site, whose name is the site's, and in it its cases.
@@ -91,6 +94,7 @@ def main(
     if len(found) != 1:
         raise InputError(f"{output}: NVFLARE left no weights of all; its logs there say why")
     write_weights(torch.load(found[0], map_location="cpu", weights_only=True)["model"], output / "model.pt")
+    write_settings(parser.get_parsed_content("best_checkpoint::settings"), output / "model.pt")
     print(f"weights after {rounds} rounds of {', '.join(sites)}: {output / 'model.pt'}")
 
 

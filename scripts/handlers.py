@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -540,6 +540,12 @@ class RunFacts:
         write_text(self.path, json.dumps(known, indent=2) + "\n")
 
 
+def _read_rows(path: Path, before: int) -> list[dict[str, Any]]:
+    """Return the rows of a CSV of epochs that are before one."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if int(row["epoch"]) < before]
+
+
 class EpochTable:
     """A CSV with a row per epoch: its number, its seconds, the learning rate, and every metric of the engine.
 
@@ -551,11 +557,19 @@ class EpochTable:
     Args:
         path: of the CSV.
         optimizer: whose learning rate is recorded, if given.
+        others: tables of the same run, such as that of its validations, which are fewer: when ``engine`` starts they
+            lose the rows of its first and of later epochs, of a training before.
     """
 
-    def __init__(self, path: str | os.PathLike, optimizer: optim.Optimizer | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        optimizer: optim.Optimizer | None = None,
+        others: Sequence[str | os.PathLike] = (),
+    ):
         self.path = Path(path)
         self.optimizer = optimizer
+        self.others = list(map(Path, others))
         self.started = self.ended = math.nan
 
     def attach(self, engine: Engine) -> None:
@@ -565,12 +579,24 @@ class EpochTable:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Note when the epoch began."""
+        """Note when the epoch began; shorten the other tables before the first one."""
+        if self.others:
+            self._shorten_others(engine.state.epoch)
+            self.others = []
         self.started = time.perf_counter()
 
     def end(self, engine: Engine) -> None:
         """Note when the latest step ended."""
         self.ended = time.perf_counter()
+
+    @idist.one_rank_only()
+    def _shorten_others(self, epoch: int) -> None:
+        """Drop from the other tables the rows of ``epoch`` and of later ones."""
+        for path in filter(Path.is_file, self.others):
+            if rows := _read_rows(path, before=epoch):
+                write_table(path, rows)
+            else:
+                path.unlink()
 
     @idist.one_rank_only()
     def __call__(self, engine: Engine) -> None:
@@ -579,10 +605,7 @@ class EpochTable:
         if self.optimizer is not None:
             row["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         row |= {name: float(value) for name, value in engine.state.metrics.items()}
-        earlier: list[dict[str, Any]] = []
-        if self.path.is_file():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                earlier = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+        earlier = _read_rows(self.path, before=row["epoch"]) if self.path.is_file() else []
         write_table(self.path, [{key: old.get(key, "") for key in row} for old in earlier] + [row])
 
 

@@ -269,6 +269,20 @@ def test_a_training_that_begins_with_weights_is_for_their_target_unless_another_
         assert list(mapping.mapper.target_labels) == {"liver_and_tumor": [0, 1, 2], "tumor": [0, 0, 1]}[target]
 
 
+def test_a_training_that_begins_with_the_bundle_s_weights_has_no_flips_and_no_dropout_as_theirs_had_none(tmp_path):
+    for names, overrides in ((["train", "finetune"], {}), (["train"], {"pretrained": str(ROOT / "models/model.pt")})):
+        config = parser(*names, **overrides)
+        network = config.get_parsed_content("network_def")
+        assert [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)] == [0.0]
+        assert config.get_parsed_content("flip_prob") == 0.0
+        settings = config.get_parsed_content("best_checkpoint").settings
+        assert (settings["flip_prob"], settings["dropout"]) == (0.0, 0.0)  # nor has one that begins with what comes out
+    config = parser("train", flip_prob=0.3, **{"network_def::dropout": 0.1})
+    settings = config.get_parsed_content("best_checkpoint").settings
+    assert (settings["flip_prob"], settings["dropout"]) == (0.3, 0.1)
+    assert parser("train").get_parsed_content("flip_prob") == 0.5
+
+
 def test_a_training_before_which_monai_label_puts_a_loader_of_weights_is_with_their_settings(tmp_path):
     settings = {"spacing": [3.0, 3.0, 3.0], "channels": [8, 16, 32, 64, 128], "norm": "instance"}
     path = str(tmp_path / "model.pt")

@@ -94,7 +94,7 @@ def test_the_defaults_are_the_papers_where_paper_json_is_silent():
     loss = {"tversky_alpha": 0.3, "tversky_beta": 0.7, "deep_supervision_weight": 0.4, "deep_supervision_decay": 0.8}
     assert {key: train["loss"][key] for key in loss} == loss
     assert train["loss"]["deep_supervision_interval"] == 30
-    assert train["network_def"]["dropout"] == 0.2
+    assert train["network_def"]["dropout"] == "$@trained_with.get('dropout', 0.2)"
 
 
 @pytest.mark.parametrize(

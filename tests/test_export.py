@@ -40,7 +40,7 @@ def test_the_config_inside_has_every_setting_as_a_plain_value_and_looks_nothing_
     assert path == tmp_path / "out/mine.ts"
     _, metadata, files = load_net_with_metadata(str(path), more_extra_files=["inference.json"])
     config = json.loads(files["inference.json"])
-    network = {"channels": [4, 4, 8, 8, 8], "norm": "instance", "stage_norm": None, "elu_alpha": 0.5}
+    network = {"channels": [4, 4, 8, 8, 8], "norm": "instance", "dropout": 0.2, "stage_norm": None, "elu_alpha": 0.5}
     network["fusion_weights"] = False
     assert {key: config[key] for key in SETTINGS} == SETTINGS
     assert {key: config["network_def"][key] for key in network} == network

@@ -413,6 +413,19 @@ def test_epoch_table_of_a_resumed_training_keeps_the_earlier_rows_and_replaces_t
     assert [(row["epoch"], row["dice"]) for row in read_table(path)] == [("1", "0.1"), ("2", "0.7"), ("3", "0.8")]
 
 
+@pytest.mark.parametrize(("done", "left"), [(0, []), (5, ["5"]), (7, ["5"]), (10, ["5", "10"])])
+def test_epoch_table_takes_from_that_of_the_validation_what_is_of_a_training_before(tmp_path, done, left):
+    path = tmp_path / "validation.csv"
+    path.write_text("epoch,dice\n" + "".join(f"{epoch},0.5\n" for epoch in (5, 10, 15)), encoding="utf-8")
+    engine = Engine(lambda engine, batch: None)
+    if done:  # resumed
+        engine.load_state_dict({"epoch_length": 1, "max_epochs": done, "iteration": done})
+    table = EpochTable(tmp_path / "training.csv", others=[path, tmp_path / "none.csv"])
+    table.attach(engine)
+    engine.run([None], max_epochs=done + 2)
+    assert [row["epoch"] for row in (read_table(path) if path.is_file() else [])] == left
+
+
 def test_epoch_table_has_the_columns_of_the_last_epoch(tmp_path):
     path = tmp_path / "training.csv"
     run_epochs(path, [0.1], ("dice", "loss"))

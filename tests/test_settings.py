@@ -13,8 +13,8 @@ def test_settings_lie_beside_the_weights_and_come_back(tmp_path):
     write_settings(settings, tmp_path / "model.pt")
     assert settings_file(tmp_path / "model.pt") == tmp_path / "model.json"
     assert read_settings(tmp_path / "model.pt") == {
-        "spacing": [2.5, 2.5, 2.5], "network": "MPUNet", "channels": [8, 8, 8, 8, 16], "norm": "instance",
-        "stage_norm": None, "elu_alpha": 1.0, "fusion_weights": False,
+        "spacing": [2.5, 2.5, 2.5], "network": "MPUNet", "channels": [8, 8, 8, 8, 16], "dropout": 0.2,
+        "norm": "instance", "stage_norm": None, "elu_alpha": 1.0, "fusion_weights": False,
     }  # fmt: skip
 
 

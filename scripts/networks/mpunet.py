@@ -179,6 +179,7 @@ class MPUNet(nn.Module):
         self.deep_supervision = deep_supervision
         self.settings = {  # what configs ask for
             "channels": list(channels),
+            "dropout": dropout,
             "norm": norm,
             "stage_norm": stage_norm,
             "elu_alpha": elu_alpha,

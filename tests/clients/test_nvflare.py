@@ -10,6 +10,7 @@ import torch
 
 from scripts.networks import MPUNet
 from scripts.phantom import write_phantoms
+from scripts.settings import read_settings
 from tests import ROOT
 from tests.test_workflows import TINY
 
@@ -31,6 +32,9 @@ def test_two_sites_train_one_round(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     network = MPUNet(channels=TINY["network_def::channels"])
     network.load_state_dict(torch.load(tmp_path / "out/model.pt", weights_only=True))
+    settings = read_settings(tmp_path / "out/model.pt")
+    for key in ("spacing", "roi_size", "network_def::channels"):
+        assert settings[key.removeprefix("network_def::")] == TINY[key], key
     cases = set()
     for site in ("north", "south"):
         folder = tmp_path / "out/sites" / site
@@ -39,6 +43,7 @@ def test_two_sites_train_one_round(tmp_path):
         cases |= {item["image"] for item in datalist["training"]}
         assert (folder / "training.csv").read_text(encoding="utf-8").count("\n") == 2  # one epoch
         assert (folder / "evaluation_validation/per_case.csv").is_file()
+        assert read_settings(folder / "model.pt") == settings
     assert len(cases) == 2
     weights = [torch.load(tmp_path / "out/sites" / site / "last.pt", weights_only=True) for site in ("north", "south")]
     for name, value in network.state_dict().items():
