@@ -21,24 +21,40 @@ class RandSlabBatch:
         divisor: to a multiple of which a slab is padded at both ends, with air and background.
         tip_prob: of a slab that ends in the tip of what is labelled or beside it, as there are scans that end there.
         tip: the most slices of it in such a slab.
+        max_slices: the most of a batch of which no slab is left: of deeper crops so many in a row. Of a crop that is
+            deeper than a network is trained on, long slabs too can end in a tip. None: all stay.
     """
 
-    def __init__(self, prob: float, slices: tuple[int, int], divisor: int = 16, tip_prob: float = 0.0, tip: int = 8):
+    def __init__(
+        self,
+        prob: float,
+        slices: tuple[int, int],
+        divisor: int = 16,
+        tip_prob: float = 0.0,
+        tip: int = 8,
+        max_slices: int | None = None,
+    ):
         self.prob = prob
         self.slices = slices
         self.divisor = divisor
         self.tip_prob = tip_prob
         self.tip = tip
+        self.max_slices = max_slices
 
     def __call__(self, batchdata: Mapping[str, Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Return image and label ``(B, 1, H, W, D)`` on the device, see `default_prepare_batch`."""
         image, label = default_prepare_batch(batchdata, *args, **kwargs)
-        if torch.rand(()) >= self.prob:
-            return image, label
         count = image.shape[-1]
-        fewest, most = (min(slices, count) for slices in self.slices)
-        depth = int(torch.randint(fewest, most + 1, ()))
-        starts = self._find_tips(image, label, depth) if self.tip_prob and torch.rand(()) < self.tip_prob else []
+        starts: list[int] = []
+        if torch.rand(()) < self.prob:
+            fewest, most = (min(slices, count) for slices in self.slices)
+            depth = int(torch.randint(fewest, most + 1, ()))
+            if self.tip_prob and torch.rand(()) < self.tip_prob:
+                starts = self._find_tips(image, label, depth)
+        elif self.max_slices is None or count <= self.max_slices:
+            return image, label
+        else:
+            depth = self.max_slices
         start = starts[int(torch.randint(len(starts), ()))] if starts else int(torch.randint(count - depth + 1, ()))
         missing = -depth % self.divisor
         ends = (missing // 2, missing - missing // 2)

@@ -40,6 +40,16 @@ def test_a_batch_of_fewer_slices_keeps_them_all():
     assert torch.equal(label, ramp()["label"])
 
 
+def test_of_a_deep_crop_that_is_no_slab_as_many_slices_are_left_as_asked():
+    torch.manual_seed(0)
+    whole = RandSlabBatch(0.0, (8, 8), max_slices=32)
+    labels = [whole(ramp(), "cpu")[1] for _ in range(60)]
+    assert {int(label[0, 0, 0, 0, 0]) for label in labels} == set(range(1, 10))  # anywhere
+    assert {label.shape[-1] for label in labels} == {32}
+    assert torch.equal(RandSlabBatch(0.0, (8, 8), max_slices=40)(ramp(), "cpu")[0], ramp()["image"])
+    assert RandSlabBatch(1.0, (39, 39), divisor=1, max_slices=32)(ramp(), "cpu")[0].shape[-1] == 39  # slabs as they are
+
+
 @pytest.mark.parametrize(
     ("liver", "scan", "firsts"),
     [

@@ -47,7 +47,7 @@ TRAINING_ONLY = {"max_epochs", "val_interval", "learning_rate", "learning_rate_d
 FINISHING = ("largest_component", "tumor_inside_liver", "min_island_mm3", "fill_holes")
 NEW_KEYS = {
     "pretrain": {"ema", "ema_momentum", "run_state::averaged", "train::trainer::prepare_batch", "variation"},
-    "pretrain_refine": {"ema_momentum", "variation"},
+    "pretrain_refine": {"ema_momentum", "variation", "crop::allow_smaller"},
     "pretrain_gpu": {"patients_per_epoch", "train::patient", "train::plain"},
     "finetune": {"freeze_encoder", "frozen_layers"},
     "warmup": {"warmup_epochs"},
