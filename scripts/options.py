@@ -45,11 +45,11 @@ def check_options() -> None:
     typed = [argument[2:].split("=")[0] for argument in sys.argv[1:] if argument.startswith("--")]
     options = [option.replace("-", "_") for option in typed]
     _check_run(config)
-    in_files = _read_config_files()
+    files = _read_config_files()
     switches = set(SWITCH.findall(json.dumps(config)))
     for option in options:
         _check_path(option, config.get(option))
-        _check_component(option, config.get(option), in_files)
+        _check_component(option, config.get(option), files)
         if option in config:
             check_value(option, config[option])
         if option in switches and not str(config.get(option)).startswith("$"):
@@ -89,22 +89,25 @@ def _check_path(option: str, value: Any) -> None:
         raise InputError(f"{value}: no such file; --pretrained names the weights to begin with")
 
 
-def _read_config_files() -> dict[str, Any]:
-    """Return what the config files that the command line names say by themselves; nothing if it names none."""
+def _read_config_files() -> list[dict[str, Any]]:
+    """Return what each config file that the command line names says by itself."""
     for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         name, is_joined, value = argument.partition("=")
         if name.replace("-", "_") == "__config_file":
-            return ConfigParser.load_config_files(DefaultParseValue(value if is_joined else following))
-    return {}
+            files = DefaultParseValue(value if is_joined else following)
+            if isinstance(files, str):
+                files = [files] if os.path.isfile(files) else files.split(",")
+            return [ConfigParser.load_config_file(file) for file in files]
+    return []
 
 
-def _check_component(option: str, value: Any, in_files: Mapping[str, Any]) -> None:
-    """Raise `InputError` if a word was typed for what is a component of the config files, such as ``dataset``."""
-    component = in_files.get(option)
-    if not isinstance(component, Mapping) or "_target_" not in component or not isinstance(value, str):
+def _check_component(option: str, value: Any, files: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `InputError` if a word was typed for what every config file that has it makes a component: ``dataset``."""
+    found = [file[option] for file in files if option in file]
+    if not found or not all(isinstance(part, Mapping) and "_target_" in part for part in found):
         return
-    if not value.startswith(("$", "@", "%")):
-        settings = [key for key, setting in in_files.items() if not isinstance(setting, Mapping | list)]
+    if isinstance(value, str) and not value.startswith(("$", "@", "%")):
+        settings = [key for file in files for key, part in file.items() if not isinstance(part, Mapping | list)]
         similar = difflib.get_close_matches(option, settings, 1)
         hint = f"did you mean --{similar[0]}?" if similar else "docs/knobs.md has the settings"
         raise InputError(f"--{option}: is a part of these configs and takes no word, received {value!r}; {hint}")

@@ -154,6 +154,16 @@ def test_a_value_that_the_knob_does_not_take_is_refused(monkeypatch):
     check(monkeypatch, config)
 
 
+@pytest.mark.parametrize("joined", ["['{0}','{1}']", "{0},{1}"])
+def test_a_word_is_taken_for_what_is_a_component_in_one_of_the_config_files_alone(monkeypatch, tmp_path, joined):
+    base = CONFIG | {"device": "cpu", "place": "$@device"}
+    overlay = {"device": {"_target_": "builtins.str"}, "place": {"_target_": "builtins.str", "object": "@device"}}
+    for name, config in (("base", base), ("overlay", overlay)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    named = ["--config_file", joined.format(tmp_path / "base.json", tmp_path / "overlay.json")]
+    check(monkeypatch, base | overlay | {"device": "cpu"}, *named, "--device", "cpu")
+
+
 def test_what_is_no_switch_is_refused_by_its_name(monkeypatch):
     config = CONFIG | {
         "pictures": {"_target_": "builtins.dict", "_disabled_": "$not is_true(@preview) or is_true(@all)"}
