@@ -17,7 +17,15 @@ import nibabel as nib
 import numpy as np
 
 from scripts.errors import InputError
-from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, check_gzip, check_size, explain_unreadable, output_name
+from scripts.headers import (
+    IMAGE_SUFFIXES,
+    NIFTI_SUFFIXES,
+    check_gzip,
+    check_size,
+    explain_unreadable,
+    find_voxel_ml,
+    output_name,
+)
 
 SECTIONS = ("training", "validation", "test")
 PAPER_MIN_SLICES = 48
@@ -449,7 +457,7 @@ def check_case(case: Case, min_slices: int = PAPER_MIN_SLICES) -> CaseReport:
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     slices = image.array.shape[_find_slice_axis(image.affine)]
     counts = [int(np.count_nonzero(label.array == value)) for value in (0, 1, 2)]
-    voxel_ml = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
+    voxel_ml = find_voxel_ml(label.affine)
 
     add("error", case.image, find_grid_errors(image.affine, image.array.shape))
     add("error", case.image, find_hu_errors(image.array))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 METAIMAGE_SUFFIXES = (".mha", ".mhd")
@@ -21,6 +23,11 @@ MAX_TEXT_RATIO = 4  # of 8 bytes, written as one digit and what parts it from th
 CHUNK_BYTES = 2**24
 MAX_HEADER_LINES = 1000
 ZLIB_OR_GZIP = 47  # the window size that makes zlib take both
+
+
+def find_voxel_ml(affine: ArrayLike) -> float:
+    """Return the volume of a voxel, of a grid ``(4, 4)`` in mm: of a tilted gantry less than that of its edges."""
+    return abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3]))) / 1000
 
 
 def output_name(path: str | os.PathLike) -> str:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from scripts.cases import find_grid_errors, find_hu_errors, is_label_map
 from scripts.errors import InputError, find_input_error
 from scripts.files import written_whole
-from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, explain_unreadable, output_name
+from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, explain_unreadable, find_voxel_ml, output_name
 from scripts.inferers import DeviceInferer
 from scripts.masks import reaches_border
 from scripts.preview import draw_preview
@@ -431,7 +431,7 @@ class CaseReports:
             source = str(mask.meta[ImageMetaKey.FILENAME_OR_OBJ])
             mask_path = Path(mask.meta["saved_to"])
             classes = torch.as_tensor(mask)[0]
-            voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
+            voxel_ml = find_voxel_ml(mask.affine)
             row: dict[str, Any] = {"image": source, "mask": str(mask_path)}
             for index, name in enumerate(self.class_names[1:], start=1):
                 voxels = int((classes == index).count_nonzero())

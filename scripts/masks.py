@@ -9,6 +9,8 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from torch import Tensor
 
+from scripts.headers import find_voxel_ml
+
 TOUCHING = ndimage.generate_binary_structure(3, 3)  # by a corner at least: of 26 neighbours
 
 
@@ -47,7 +49,7 @@ def remove_islands(mask: MetaTensor, min_mm3: float) -> MetaTensor:
     ``RemoveSmallObjects`` knows no nested classes, and whether it spares what has exactly that size depends on the
     version of scikit-image.)
     """
-    voxel_mm3 = abs(np.linalg.det(np.asarray(mask.affine, dtype=np.float64)[:3, :3]))
+    voxel_mm3 = 1000 * find_voxel_ml(mask.affine)
     cleaned = mask.clone()
     for index in range(int(mask.max()), 0, -1):
         pieces = _find_pieces(cleaned[0] >= index)

@@ -22,7 +22,7 @@ from monai.metrics import compute_average_surface_distance, compute_confusion_ma
 from monai.utils import ImageMetaKey
 from torch import Tensor
 
-from scripts.headers import output_name
+from scripts.headers import find_voxel_ml, output_name
 
 # name of ours → MONAI's, of the measures that follow from the four counts of a confusion matrix
 OVERLAP_METRICS = {
@@ -157,7 +157,7 @@ class SegmentationMetrics(Metric):
                 )
 
     def _measure(self, pred: Tensor, label: Tensor, affine: Tensor) -> dict[str, float]:
-        voxel_ml = float(affine[:3, :3].double().det().abs()) / 1000  # of a tilted gantry less than that of its edges
+        voxel_ml = find_voxel_ml(affine)
         measures = overlap_metrics(pred, label)
         if self.surface:
             measures |= surface_metrics(pred, label, affine_to_spacing(affine).tolist())

@@ -18,7 +18,7 @@ from scripts.cases import Case, find_cases
 from scripts.commands import run_command
 from scripts.errors import InputError
 from scripts.files import written_whole
-from scripts.headers import explain_unreadable
+from scripts.headers import explain_unreadable, find_voxel_ml
 from scripts.knobs import check_whole
 from scripts.preview import draw_plane, middle_of, planes, to_ras
 
@@ -76,7 +76,7 @@ def _draw_case(axes: np.ndarray, case: Case) -> None:
     for axis, plane, height_mm in zip(axes, ("axial", "coronal"), spacing_mm[1:], strict=True):
         size_mm = (images[plane].shape[1] * spacing_mm[0], images[plane].shape[0] * height_mm)
         draw_plane(axis, images[plane], labels[plane], size_mm, CLASSES, 0.7)
-    liver_ml = np.count_nonzero(label) * abs(float(np.linalg.det(nifti.affine[:3, :3]))) / 1000  # the label's
+    liver_ml = np.count_nonzero(label) * find_voxel_ml(nifti.affine)  # the label's
     axes[0].set_title(f"{case.name}, {liver_ml:.0f} ml", color="white", fontsize=6, parse_math=False)
 
 

@@ -22,7 +22,7 @@ from skimage.measure import marching_cubes
 
 from scripts.data import TARGETS
 from scripts.errors import InputError
-from scripts.headers import NIFTI_SUFFIXES
+from scripts.headers import NIFTI_SUFFIXES, find_voxel_ml
 from scripts.preview import AIR_HU, WINDOW_HU
 from scripts.report.read import REMEDY, Run
 from scripts.report.statistics import defined
@@ -60,11 +60,6 @@ class Case:
     def spacing_mm(self) -> tuple[float, ...]:
         """Size of a voxel along each axis."""
         return tuple(map(float, voxel_sizes(self.affine)))
-
-    @property
-    def voxel_ml(self) -> float:
-        """Volume of a voxel: where the gantry was tilted, less than the product of its sizes."""
-        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
 
 
 def choose_cases(run: Run, class_name: str) -> dict[str, str]:
@@ -296,4 +291,5 @@ def axial_plane(case: Case) -> Plane:
 
 def volumes_of_errors_ml(case: Case) -> tuple[float, float]:
     """Return what is wrongly included and what is missed, in ml."""
-    return (case.pred & ~case.truth).sum() * case.voxel_ml, (case.truth & ~case.pred).sum() * case.voxel_ml
+    voxel_ml = find_voxel_ml(case.affine)
+    return (case.pred & ~case.truth).sum() * voxel_ml, (case.truth & ~case.pred).sum() * voxel_ml
