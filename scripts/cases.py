@@ -160,6 +160,12 @@ def _list_datalist_cases(datalist_file: Path) -> tuple[list[Case], list[Finding]
                 pairs[image] = (label, section if sections["validation"] else None)
     if not pairs and not findings:
         findings.append(Finding("error", str(datalist_file), "lists no cases"))
+    outputs: dict[str, str] = {}
+    for image in pairs:
+        other = outputs.setdefault(os.path.join(os.path.dirname(image), output_name(image)), image)
+        if other != image:
+            reason = f"its mask would have the same name as that of {os.path.basename(other)}; rename one of them"
+            findings.append(Finding("error", image, reason))
     cases = [Case(name, image, *pairs[image]) for image, name in zip(pairs, name_images(list(pairs)), strict=True)]
     return sorted(cases, key=lambda case: natural_key(case.name)), findings
 
@@ -259,10 +265,12 @@ def _read_nifti(file: str) -> Volume:
     return Volume(array, nifti.affine, tuple(warnings))
 
 
-def _read_volume(file: str) -> Volume:
+def read_volume(file: str) -> Volume:
     """Read one 3D file, NIfTI by nibabel and others by MONAI; raise `ValueError` with the reason if it is unusable."""
     if not os.path.exists(file):
         raise ValueError("does not exist; restore it or take it off the list")
+    if os.path.isdir(file):
+        raise ValueError("is a folder; python -m scripts.data add makes a case of a DICOM series and its mask")
     if not file.lower().endswith(IMAGE_SUFFIXES):  # MONAI would read others too, and NumPy's by executing them
         raise ValueError(f"cannot be read, its format is none of {', '.join(IMAGE_SUFFIXES)}; convert it")
     try:
@@ -340,7 +348,7 @@ def find_hu_errors(image: np.ndarray) -> Iterable[str]:
         yield f"hardly any voxel is soft tissue ({low_hu:g} to {high_hu:g} HU); convert it to HU"
 
 
-def _turn_to_match(label: Volume, image: Volume) -> Volume:
+def turn_to_match(label: Volume, image: Volume) -> Volume:
     """Return ``label`` with its axes in the order and direction of its image's; every voxel stays where it is."""
     turn = nib.io_orientation(np.linalg.inv(image.affine) @ label.affine)  # from the label's voxels to the image's
     affine = label.affine @ nib.orientations.inv_ornt_aff(turn, label.array.shape)
@@ -387,7 +395,7 @@ def _find_label_misfits(image: np.ndarray, label: np.ndarray) -> Iterable[tuple[
 def _find_lits_traps(case: Case, affine: np.ndarray, spacing_mm: np.ndarray) -> Iterable[Finding]:
     match = LITS_CASE.fullmatch(case.name)
     number = int(match[1]) if match else None
-    if np.allclose(affine, np.eye(4)):
+    if np.allclose(np.abs(affine), np.eye(4)):  # of MetaImage and NRRD it has two signs
         yield Finding("warning", case.image, "identity affine: its orientation and millimetres are likely not true")
     if number in IRCADB_CASES and np.allclose(spacing_mm, 1):
         reason = "a 3D-IRCADb scan whose spacing was reset to 1 mm: its millimetres and millilitres are not true"
@@ -438,22 +446,27 @@ def check_case(case: Case, min_slices: int = PAPER_MIN_SLICES) -> CaseReport:
         The report; nothing is raised for a bad file.
     """
     findings: list[Finding] = []
+    volumes: list[Volume] = []
+    for file in (case.image, case.label):
+        try:
+            volumes.append(read_volume(file))
+            findings += [Finding("warning", file, reason) for reason in volumes[-1].warnings]
+        except ValueError as error:
+            findings.append(Finding("error", file, str(error)))
+    if len(volumes) < 2:
+        return CaseReport(case, tuple(findings))
+    report = check_volumes(case, *volumes, min_slices)
+    return report._replace(findings=(*findings, *report.findings))
+
+
+def check_volumes(case: Case, image: Volume, stored_label: Volume, min_slices: int) -> CaseReport:
+    """Report of a case, whose files hold these volumes, what `check_case` does, but for what reading them shows."""
+    findings: list[Finding] = []
 
     def add(severity: str, file: str, reasons: Iterable[str]) -> None:
         findings.extend(Finding(severity, file, reason) for reason in dict.fromkeys(reasons))  # said once of two axes
 
-    volumes: list[Volume] = []
-    for file in (case.image, case.label):
-        try:
-            volumes.append(_read_volume(file))
-            add("warning", file, volumes[-1].warnings)
-        except ValueError as error:
-            add("error", file, [str(error)])
-    if len(volumes) < 2:
-        return CaseReport(case, tuple(findings))
-
-    image, stored_label = volumes
-    label = _turn_to_match(stored_label, image)
+    label = turn_to_match(stored_label, image)
     spacing_mm = nib.affines.voxel_sizes(image.affine)
     slices = image.array.shape[_find_slice_axis(image.affine)]
     counts = [int(np.count_nonzero(label.array == value)) for value in (0, 1, 2)]

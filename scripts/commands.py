@@ -82,6 +82,7 @@ def _say_words(
     if wants_help:
         for word, command in commands.items():
             print(f"{name} {word}: {(inspect.getdoc(command) or '').splitlines()[0]}")
+        print(f"{name} {'|'.join(commands)} --help: the options")
         raise SystemExit(0 if arguments else 2)
     print(f"error: {arguments[0]}: expected {' or '.join(commands)}", file=sys.stderr)
     raise SystemExit(2)

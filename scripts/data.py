@@ -4,6 +4,10 @@ Splits the cases that are fit for use by seed; writes a MONAI datalist and a tab
 
     python -m scripts.data check --dataset_dir /data/LiTS
     python -m scripts.data make --dataset_dir /data/LiTS --output_file datalist.json
+
+Adds scans of your own, DICOM series too, to a folder of cases::
+
+    python -m scripts.data add --dataset_dir mine --image patient/series --label patient/liver.nii.gz
 """
 
 import copy
@@ -402,9 +406,22 @@ def check(
         raise InputError(f"{counts} cannot be used, first {first}; fix or remove the files")
 
 
+def add(dataset_dir: str, image: str, label: str, series: str = "") -> None:
+    """Add a scan IMAGE (a DICOM folder or a file) and its mask LABEL (0, 1 liver, 2 tumour) to the cases of DATASET_DIR.
+
+    They are checked, and written as ``volume-N.nii.gz`` and ``segmentation-N.nii.gz`` with the next free number. SERIES
+    chooses one of several in a folder.
+    """
+    from scripts.pairs import add_case  # takes seconds to import, and the other words never need it
+
+    report = add_case(dataset_dir, image, label, series)
+    measures = f"{report.slices} slices, liver {report.liver_ml:.1f} ml, of which tumour {report.tumor_ml:.1f} ml"
+    print(f"{report.case.image} and {os.path.basename(report.case.label)}: {measures}", *report.findings, sep="\n")
+
+
 def main() -> None:
     """Run the command line."""
-    run_command({"make": make, "check": check})
+    run_command({"make": make, "check": check, "add": add})
 
 
 if __name__ == "__main__":

@@ -618,6 +618,12 @@ def other_format(folder):
     return write_list(folder, training=[{"image": "ct.npy", "label": "ct.npy"}])
 
 
+def listed_series(folder):
+    dicom(folder, "series")
+    save(folder / "liver.nii", make_liver().astype(np.uint8), LPS_TO_RAS)
+    return write_list(folder, training=[{"image": "series", "label": "liver.nii"}])
+
+
 DATA_SETS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "data set: the same scan under two names": (same_scan_twice, "is the same scan as"),
     "data set: the same scan in two splits": (in_two_splits, "of training; remove one of the two"),
@@ -627,6 +633,7 @@ DATA_SETS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "data set: an empty folder": (lambda folder: folder, "no cases found"),
     "data set: a list that is no JSON": (not_json, "cannot be read as JSON"),
     "data set: a list without training": (partial(write_list, cases=[]), "has no 'training' list"),
+    "data set: a DICOM series in a list": (listed_series, "is a folder; python -m scripts.data add makes a case"),
     "data set: NumPy arrays": (other_format, "cannot be read, its format is none of .nii"),
 }
 

@@ -13,11 +13,11 @@ import pytest
 from scripts.cases import (
     Case,
     CaseReport,
-    _read_volume,
     check_case,
     find_cases,
     find_repeated,
     is_label_map,
+    read_volume,
     list_cases,
 )
 from scripts.errors import InputError
@@ -150,6 +150,10 @@ def test_images_of_one_name_in_several_folders_are_named_by_their_paths(tmp_path
             r"validation\[0\] lists .*a\.nii a second time",
         ),
         (
+            '{"training": [{"image": "d/1.nii.gz", "label": "b"}, {"image": "d/1.nrrd", "label": "c"}]}',
+            r"d/1\.nrrd: its mask would have the same name as that of 1\.nii\.gz; rename one of them",
+        ),
+        (
             '{"training": [{"image": "a.nii", "label": "b.nii"}], "test": [{"image": "c.nii", "label": "d.nii"}]}',
             r"has labelled 'test' cases but no 'validation'",
         ),
@@ -197,7 +201,7 @@ def test_scaled_integers_and_doubles_are_read_as_float32_hu(tmp_path):
     files = [tmp_path / "scaled.nii.gz", save(tmp_path / "double.nii", make_image().astype(np.float64))]
     nib.save(scaled, files[0])
     for file in files:
-        array = _read_volume(str(file)).array
+        array = read_volume(str(file)).array
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, make_image())
 
@@ -519,8 +523,9 @@ def test_3d_ircadb_scan_is_known_by_its_msd_name_too(tmp_path):
     assert "3D-IRCADb" in only_reason(Case("liver_30", case.image, case.label), "warning")
 
 
-def test_identity_affine_is_a_warning(tmp_path):
-    reason = only_reason(save_case(tmp_path, affine=np.eye(4)), "warning")
+@pytest.mark.parametrize("affine", [np.eye(4), np.diag([-1, -1, 1, 1])], ids=["NIfTI", "as ITK writes it"])
+def test_identity_affine_is_a_warning(tmp_path, affine):
+    reason = only_reason(save_case(tmp_path, affine=affine), "warning")
     assert reason == "identity affine: its orientation and millimetres are likely not true"
 
 

@@ -135,6 +135,7 @@ def test_one_of_several_is_chosen_by_its_word(command, done):
     [
         ([], 2, "write: Write cases."),
         (["--help"], 0, "write: Write cases."),
+        (["--help"], 0, "write|other --help: the options"),
         (["write", "--help"], 0, "how many."),
         (["update"], 2, "error: update: expected write or other"),
         (["write", "a", "--pat", "b"], 2, "--pat;"),
