@@ -5,6 +5,7 @@ tilted gantry, a scout among the slices) is checked here, against the positions 
 """
 
 import logging
+import math
 import os
 import struct
 import types
@@ -17,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from monai.config import PathLike
 from monai.data import ImageReader, ITKReader, NibabelReader
-from monai.utils import ensure_tuple
+from monai.utils import MetaKeys, ensure_tuple
 
 from scripts.errors import InputError
 from scripts.headers import IMAGE_SUFFIXES, NIFTI_SUFFIXES, check_gzip, check_size, check_voxels
@@ -152,15 +153,22 @@ def _choose_series(folder: str, found: dict[str, list[str]], chosen: str) -> lis
     if len(matches) > 1 and len(uids) == 1 and any(uids):
         # ITK tells slices apart by the text of their thickness, or by their dates, too
         slices = [read_slice(file) for series in matches for file in found[series]]
-        normal = slices[0].axes[:, 2]
-        slices.sort(key=lambda image: image.position_mm @ normal)
-        if chosen or _is_one_stack(folder, slices):
+        if chosen or _is_one_stack(folder, _sort_slices(slices)):
             return [image.file for image in slices]
     if len(matches) > 1:
         raise InputError(f"{folder}: holds {len(matches)} DICOM series; choose one by --series: {listing}")
     for series in found.keys() - set(matches):
         logger.info("%s: left out %s (%d files): not the CT", folder, series, len(found[series]))
     return found[matches[0]] if matches else []
+
+
+def _sort_slices(slices: Sequence[Slice]) -> list[Slice]:
+    """Return slices, without localizers, by their positions along their normal.
+
+    GDCM, which sorts them too, goes by their numbers where a localizer lies beside one of them: often from head to feet.
+    """
+    own = [image for image in slices if not image.is_scout]
+    return sorted(own, key=lambda image: image.position_mm @ own[0].axes[:, 2])
 
 
 def _check_slice(folder: str, image: Slice, first: Slice) -> None:
@@ -259,7 +267,7 @@ def find_slices(folder: PathLike, series: str = "") -> list[Slice]:
     found = _find_series(folder)
     files = _choose_series(folder, found, series)
     _check_all_found(folder, found, files)
-    slices = [image for image in map(read_slice, files) if not image.is_scout]
+    slices = _sort_slices(list(map(read_slice, files)))
     if not slices:
         raise InputError(
             f"{folder}: holds no slices of a scan that can be read, only localizers, other objects or damaged files; "
@@ -395,6 +403,10 @@ class ScanReader(ImageReader):
         if isinstance(img, Exception):
             raise img
         if not isinstance(img, nib.spatialimages.SpatialImage):
-            return self.itk_reader.get_data(img)
+            array, metadata = self.itk_reader.get_data(img)
+            if img.GetImageDimension() > 3 and math.prod(array.shape[3:]) == 1:
+                array = array.reshape(array.shape[:3])
+                metadata[MetaKeys.SPATIAL_SHAPE] = np.array(array.shape)
+            return array, metadata
         self.nibabel_reader.filenames = (img.get_filename(),)  # what its own `read` leaves for this
         return self.nibabel_reader.get_data(img)

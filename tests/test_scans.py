@@ -118,6 +118,19 @@ def test_a_scout_and_other_objects_beside_the_ct_are_left_out(tmp_path):
     assert_is(load(tmp_path), HU, make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
 
+SCOUT_PLANES = {"coronal": (1, 0, 0, 0, 0, -1), "sagittal": (0, 1, 0, 0, 0, -1)}
+
+
+@pytest.mark.parametrize(("planes", "height_mm"), [(("coronal",), 102), (("coronal", "sagittal"), 150)])
+def test_scouts_in_the_series_do_not_turn_slices_over_that_are_numbered_from_the_head(tmp_path, planes, height_mm):
+    write_series(tmp_path, HU, step_mm=(0, 0, -1), start_mm=(0, 0, 105))
+    scout = {"0008|0008": r"ORIGINAL\PRIMARY\LOCALIZER", "0020|000e": f"{ROOT_UID}.2.1"}
+    for number, plane in enumerate(planes):
+        place = {"start_mm": (0, 0, height_mm), "axes": SCOUT_PLANES[plane]}
+        write_series(tmp_path, HU[:, :, :1], series=7 + number, tags=scout, **place)
+    assert_is(load(tmp_path), HU[:, :, ::-1], make_affine((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 100)))
+
+
 @pytest.mark.parametrize("name", ["identifier", "uid"])
 def test_one_of_several_series_is_chosen_by_its_listed_identifier_or_its_uid(tmp_path, name):
     write_series(tmp_path, HU)
@@ -298,3 +311,12 @@ def test_the_dictionary_of_a_series_has_its_modality_and_no_patient(tmp_path):
     write_series(tmp_path, HU, tags={"0010|0010": "Doe^Jane", "0008|0060": "MR"})
     assert load(tmp_path).meta["0008|0060"] == "MR"
     assert "Doe" not in str(load(tmp_path).meta)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_an_image_of_four_axes_that_holds_one_volume_is_that_volume(tmp_path, suffix):
+    image = itk.image_from_array(np.ascontiguousarray(HU.T[None].astype(np.int16)))
+    image.SetSpacing((1.5, 1.5, 2, 1))
+    itk.imwrite(image, str(tmp_path / f"ct{suffix}"))
+    read = LoadImage(reader=ScanReader(), image_only=True)(str(tmp_path / f"ct{suffix}"))
+    assert_is(read, HU, LPS_TO_RAS @ np.diag([1.5, 1.5, 2, 1]))
