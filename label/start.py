@@ -24,6 +24,7 @@ from scripts.pack import NAME, list_files  # noqa: E402
 from scripts.settings import read_settings, settings_file  # noqa: E402
 
 WEIGHTS = Path("models/model.pt")
+SUFFIXES = (".nii", ".nii.gz", ".nrrd")  # of scans that MONAI Label finds in a folder
 ORIGIN = "weights.sha256"  # in the app folder: the sum of the weights that the copy was made of
 CLICKS = """
 MONAI Label serves the bundle at {url} (Ctrl-C ends it)
@@ -128,6 +129,9 @@ def start(
     labels = ", ".join(f"{index} {name}" for index, name in enumerate(names) if index)
     words = {"url": url, "studies": studies, "weights": used, "labels": labels, "name": NAME, "ohif": ohif}
     print(CLICKS.format(**words), flush=True)
+    if not is_url and not any(path.name.endswith(SUFFIXES) for path in Path(studies).iterdir()):
+        print(f"{studies}: has no images of {', '.join(SUFFIXES)}; of DICOM give the URL of a DICOMweb server as --studies, "
+              "or load a CT in 3D Slicer", flush=True)  # fmt: skip
     os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # where dcmqi's programs are
     os.environ.setdefault("MONAI_LABEL_AUTO_UPDATE_SCORING", "false")  # it would score all images at once, at the start
     arguments = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]

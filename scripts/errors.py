@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 import sys
 import types
 from typing import Any
 
 TRACEBACK_VARIABLE = "MPUNET_TRACEBACK"
+QUOTED = re.compile(r"^scripts\.errors\.InputError: (.*)$", re.MULTILINE)  # in an error of a data loader's process
 
 
 class InputError(ValueError):
@@ -17,9 +19,11 @@ class InputError(ValueError):
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """Return the `InputError` that ``error`` is, or that it was raised from (MONAI and Ignite wrap errors), or None."""
+    """Return the `InputError` that ``error`` is, or was raised from (MONAI and Ignite wrap errors), or quotes, or None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
+        if quoted := QUOTED.findall(str(error)):
+            return InputError(quoted[-1])
         if isinstance(error, InputError):
             return error
         seen.add(id(error))

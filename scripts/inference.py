@@ -5,7 +5,6 @@ Preprocessing, sliding window and postprocessing themselves are MONAI's, declare
 
 import logging
 import os
-import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,9 @@ from scripts.inferers import DeviceInferer
 from scripts.masks import reaches_border
 from scripts.preview import draw_preview
 from scripts.records import Records
-from scripts.scans import MODALITY, check_file, is_dicom
+from scripts.scans import MODALITY, SERIES_UID, check_file, is_dicom, read_slice
 
 logger = logging.getLogger(__name__)
-
-RAISED_BY_WRITER = re.compile(r"^scripts\.errors\.InputError: (.*)$", re.MULTILINE)  # MONAI quotes the traceback
 
 
 def name_output(metadata: Mapping[str, Any], saver: Any) -> dict[str, Any]:
@@ -67,7 +64,10 @@ def images_root(dataset_dir: PathLike) -> str:
 def _list_folder(folder: Path) -> list[Path] | None:
     """Return what is in a folder, without hidden files, in order; None if this user must not look into it."""
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        for path in paths[:1]:
+            path.lstat()  # names may be read, and nothing else
+        return paths
     except PermissionError:
         return None
 
@@ -132,8 +132,26 @@ def find_images(dataset_dir: PathLike, output_dir: PathLike = "") -> list[dict[s
         other = taken.setdefault(path.parent / output_name(path), path)
         if other != path:
             raise InputError(f"{path}: its mask would have the same name as that of {other.name}; rename one of them")
+    _warn_of_parts([path for path in images if path.is_dir()])
     # readers would take a name that begins with ~ for somebody's home
     return [{"image": os.path.abspath(path) if str(path).startswith("~") else str(path)} for path in images]
+
+
+def _warn_of_parts(folders: Sequence[Path]) -> None:
+    """Say of folders that have one DICOM series in common, by the first file of each, that each is a scan by itself."""
+    first: dict[str, Path] = {}
+    for folder in folders if len(folders) > 1 else ():
+        files = (path for path in _list_folder(folder) or () if path.is_file() and is_dicom(path))
+        try:
+            uid = read_slice(str(next(files))).tags[SERIES_UID]
+        except (StopIteration, RuntimeError):  # closed, or damaged: it is said when it is read
+            continue
+        other = first.setdefault(uid, folder) if uid else folder
+        if other != folder:
+            logger.warning(
+                "%s and %s: have files of one DICOM series, and each folder is segmented by itself; if they are parts of "
+                "one scan, put their files into one folder", other, folder,
+            )  # fmt: skip
 
 
 def check_header(path: str) -> None:
@@ -174,7 +192,7 @@ def check_image(image: MetaTensor, path: str, check_hu: bool = True) -> None:
         )
     for reason in find_hu_errors(torch.as_tensor(image).numpy()) if check_hu else ():
         raise InputError(f"{path}: {reason}, or give --check_hu false")
-    if np.allclose(affine, np.eye(4)):
+    if np.allclose(np.abs(affine), np.eye(4)):  # of MetaImage and NRRD it has two signs
         logger.warning("%s: identity affine: its orientation and millimetres are likely not true", path)
 
 
@@ -228,10 +246,10 @@ class CheckedSaveImaged(SaveImaged):
         except OSError as error:  # of a folder
             raise InputError(f"{error.filename}: cannot be written ({error.strerror}); give another place") from error
         except RuntimeError as error:
-            raised = RAISED_BY_WRITER.search(str(error))
+            raised = find_input_error(error)  # MONAI quotes that of the writer
             if raised is None:
                 raise
-            raise InputError(raised[1]) from error
+            raise raised from error
 
 
 class ImageBatches:
@@ -375,7 +393,7 @@ class GridWriter(NibabelWriter):
                 data = convert_to_numpy(self.data_obj).astype(self.output_dtype)
                 header = self.source_header.copy()
                 header.extensions = type(header.extensions)()  # what else is said of the patient stays in the image
-                for field in ("descrip", "db_name", "aux_file", "intent_name"):
+                for field in ("data_type", "descrip", "db_name", "aux_file", "intent_name"):
                     if field in header:
                         header[field] = b""
                 header.set_data_dtype(data.dtype)
@@ -421,8 +439,14 @@ class CaseReports:
 
     def attach(self, engine: Engine) -> None:
         """Report on every image of the evaluator ``engine``."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self.begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, lambda: self.records.write_tables())
+
+    def begin(self, engine: Engine) -> None:
+        """Note that the images of this iteration are begun."""
+        for image in engine.state.batch["image"].meta[ImageMetaKey.FILENAME_OR_OBJ]:
+            self.records.begin(image)
 
     def __call__(self, engine: Engine) -> None:
         """Add the images of this iteration to the tables, and draw them."""

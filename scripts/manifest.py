@@ -102,8 +102,11 @@ def _files_of(item: Any) -> dict[str, list[Path]]:
     for key, value in item.items() if isinstance(item, Mapping) else ():
         if isinstance(value, str | os.PathLike):
             path = absolute(value)
-            if path.exists():
-                files[key] = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+            try:
+                if path.exists():
+                    files[key] = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+            except PermissionError:  # the reader of the data says it
+                files[key] = []
     return files
 
 

@@ -23,7 +23,8 @@ from scripts.settings import read_settings
 logger = logging.getLogger(__name__)
 
 FOLDER = "records"
-HIDDEN = ("made_with", "source", "state", "file", "reason")  # of a mask's record, not in the table of volumes
+MASK_ENDING = "_seg.nii.gz"  # of the name of a mask, as configs/inference.json writes it
+HIDDEN = ("made_with", "source", "state", "file", "sum", "begun", "reason")  # of a record, not in the table of volumes
 SECONDS = 10  # between two writings of the tables
 # what masks do not depend on, nor on where it is set
 WITHOUT_EFFECT = (
@@ -81,8 +82,32 @@ class Records:
         image = row["image"]
         hidden = {"made_with": self.made_with, "source": self._place(image), "state": state_of(image)}
         if "mask" in row:
-            hidden["file"] = self._place(row["mask"])
+            hidden |= {"file": self._place(row["mask"]), "sum": sha256(row["mask"])}
         write_text(self.path(image), json.dumps({**row, **hidden}, indent=2) + "\n")
+
+    def begin(self, image: PathLike) -> None:
+        """Note that the image is being segmented: what it has as a mask from now on until `write` is nobody's work."""
+        record = self._read(self.path(image)) or {"image": str(image)}
+        write_text(self.path(image), json.dumps(record | {"source": self._place(image), "begun": True}, indent=2) + "\n")
+
+    def check_replaced(self, image: PathLike) -> None:
+        """Raise `InputError` if the image has a mask by now that was not made here, or has been changed since."""
+        path = self.path(image)
+        mask = path.with_name(f"{path.stem}{MASK_ENDING}")
+        mask = self.output_dir / mask.relative_to(self.output_dir / FOLDER)
+        record = self._read(path) or {}
+        if not mask.is_file() or "begun" in record:
+            return
+        if "mask" not in record:
+            raise InputError(
+                f"{mask}: is there, but no record says that it was made by this bundle, and it would be replaced; move "
+                "it away, or give another --output_dir"
+            )
+        if record.get("sum", expected := sha256(mask)) != expected:
+            raise InputError(
+                f"{mask}: has been changed since it was made, and would be replaced; move it away, or give another "
+                "--output_dir, or leave out what is done with --skip_done true"
+            )
 
     def _place(self, path: PathLike) -> str:
         """Return where a file is, from the folder of outputs on if it can be said so: other processes know that."""
@@ -116,7 +141,7 @@ class Records:
             )
         if not is_unchanged:
             logger.warning("%s: has changed since its mask was made, which is replaced", image)
-        return is_unchanged and "reason" not in record and record["made_with"] == self.made_with
+        return is_unchanged and not {"reason", "begun"} & record.keys() and record["made_with"] == self.made_with
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         """Return a record, None if it cannot be read, or if the mask, or the image that has none, is gone."""
@@ -185,12 +210,14 @@ def own_images(
         skip_done: leave out images that have a mask which was made with the same config and weights.
 
     Raises:
-        InputError: if ``shard`` is nothing like that, or a mask would replace that of another image.
+        InputError: if ``shard`` is nothing like that, or a mask would replace that of another image, or somebody's work.
     """
     index, count = parse_shard(shard)
     own = list(images)[index::count]
     done = [records.is_done(item["image"]) for item in own]
     left = [item for item, is_done in zip(own, done, strict=True) if not (skip_done and is_done)]
+    for item in left:
+        records.check_replaced(item["image"])
     if len(own) < len(images):
         logger.info("%d of %d images are this process's", len(own), len(images))
     if len(left) < len(own):

@@ -71,6 +71,10 @@ def _draw_case(axes: np.ndarray, case: Case) -> None:
         except Exception as error:  # whatever a broken file makes nibabel run into
             raise InputError(f"{file}: {explain_unreadable(error)}") from error
     (image, spacing_mm), (label, _) = volumes
+    if image.ndim != 3 or label.shape != image.shape:
+        raise InputError(
+            f"{case.label}: has shape {label.shape}, its image {image.shape}; they must be volumes on one grid"
+        )
     center = middle_of(label > 0)
     images, labels = planes(image, center), planes(label, center)
     for axis, plane, height_mm in zip(axes, ("axial", "coronal"), spacing_mm[1:], strict=True):

@@ -36,7 +36,27 @@ def run(code, **variables):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False)
 
 
-@pytest.mark.parametrize("code", [PLAIN, CHAINED, WHILE_HANDLING], ids=["plain", "chained", "while handling"])
+IN_ANOTHER_PROCESS = """
+from torch.utils.data import DataLoader, Dataset
+class Cases(Dataset):
+    def __len__(self): return 2
+    def __getitem__(self, index):
+        try:
+            raise InputError('scan.nii: is empty; download it again')
+        except InputError as error:
+            {}
+list(DataLoader(Cases(), num_workers=1, multiprocessing_context='fork'))
+"""
+CODES = {
+    "plain": PLAIN,
+    "chained": CHAINED,
+    "while handling": WHILE_HANDLING,
+    "of another process": IN_ANOTHER_PROCESS.format("raise"),
+    "wrapped in another process": IN_ANOTHER_PROCESS.format("raise RuntimeError('applying transform') from error"),
+}
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=CODES)
 def test_an_uncaught_input_error_is_one_line_on_stderr_and_status_1(code):
     process = run(code)
     assert process.returncode == 1

@@ -142,7 +142,7 @@ def test_a_nifti_mask_has_the_header_of_its_image(tmp_path, infer, sform_code, q
     image.set_qform(image.affine, qform_code)
     image.header.set_xyzt_units("mm", "sec")
     image.header.set_slope_inter(2, -300)  # stored values differ from HU
-    image.header["descrip"] = b"Doe^Jane"
+    image.header["descrip"] = image.header["data_type"] = b"Doe^Jane"
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Doe^Jane 4711"))
     image = nib.Nifti1Image(make_image(mask), None, image.header)
     nib.save(image, tmp_path / name)
@@ -293,6 +293,22 @@ def test_a_folder_that_must_not_be_looked_into_is_named(tmp_path, infer, monkeyp
     monkeypatch.setattr(inference.Path, "iterdir", refuse)
     assert find_images(tmp_path / "closed") == [{"image": str(tmp_path / "closed")}]
     assert inference.images_root(tmp_path / "closed") == str(tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "closed" / "1.dcm").touch()
+    monkeypatch.setattr(inference.Path, "lstat", refuse)  # names may be read, and nothing else
+    assert find_images(tmp_path / "closed") == [{"image": str(tmp_path / "closed")}]
+
+
+def test_folders_with_parts_of_one_series_are_named(tmp_path, caplog):
+    hu = make_image(make_mask((24, 20, 16)))
+    save_dicom_series(tmp_path / "a", hu[..., :8], series=1)
+    save_dicom_series(tmp_path / "b", hu[..., 8:], series=1)
+    save_dicom_series(tmp_path / "c", hu, series=2)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "1.dcm").write_bytes(b"\0" * 128 + b"DICM, damaged")
+    assert len(find_images(tmp_path)) == 4
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path}/a and {tmp_path}/b: have files of one DICOM series, and each ")
 
 
 @pytest.mark.parametrize("written, inside", [(".", "."), ("..", "deep")])

@@ -108,6 +108,18 @@ def test_it_says_which_labels_the_weights_find(tmp_path, monkeypatch, capsys, se
     assert f"labels    {labels}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "is_said"), [("1.dcm", True), ("ct.mha", True), ("ct.nii.gz", False)])
+def test_a_folder_without_images_that_the_server_finds_is_said(tmp_path, monkeypatch, capsys, name, is_said):
+    monkeypatch.setattr("os.execv", lambda *_: None)  # the server
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("MONAI_LABEL_AUTO_UPDATE_SCORING", "")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / name).touch()
+    start(str(tmp_path / "images"), str(tmp_path / "app"))
+    said = "images: has no images of .nii, .nii.gz, .nrrd; of DICOM give the URL of a DICOMweb server as --studies"
+    assert (said in capsys.readouterr().out) is is_said
+
+
 def test_without_weights_or_with_an_unknown_target_it_says_so(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.pt: no such file; train, or give the weights by --weights"):
         prepare(tmp_path / "app", weights=tmp_path / "nowhere.pt")

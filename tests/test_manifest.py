@@ -204,6 +204,14 @@ def test_a_file_that_cannot_be_read_has_no_sum_and_the_run_goes_on(items, monkey
     assert "a/ct.nii: has no checksum (not yours)" in caplog.text
 
 
+def test_a_folder_that_must_not_be_looked_into_has_no_files_and_the_run_goes_on(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(manifest.Path, "iterdir", refuse)
+    assert describe_data({"images": [{"image": str(tmp_path)}]}) == {"data": {"images": [{"image": []}]}, "files": {}}
+
+
 def test_data_that_are_no_files_are_not_listed():
     assert describe_data({"training": [{"image": [1, 2], "name": "volume-0"}, 3]}) == {
         "data": {"training": [{}, {}]}, "files": {}

@@ -279,6 +279,50 @@ def test_a_record_that_is_being_written_counts_for_nothing(tmp_path):
     assert len(records.read()[1]) == 1
 
 
+@pytest.mark.parametrize("name", ["a", "sub/c"])
+def test_a_mask_that_was_not_made_here_is_not_replaced(tmp_path, archive, infer, name):
+    mask = tmp_path / "out" / f"{name}_seg.nii.gz"
+    save_nifti(mask, make_image(make_mask(SHAPE)))
+    before = mask.read_bytes()
+    with pytest.raises(Exception) as caught:
+        infer()
+    assert f"{mask}: is there, but no record says that it was made by" in str(find_input_error(caught.value))
+    assert mask.read_bytes() == before
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mask]
+
+
+def test_a_mask_that_was_corrected_is_not_replaced_but_may_be_skipped(tmp_path, archive, infer):
+    out = infer()
+    mask = out / "b_seg.nii.gz"
+    save_nifti(mask, make_image(make_mask(SHAPE)))
+    before = times(out)
+    with pytest.raises(Exception) as caught:
+        infer()
+    assert f"{mask}: has been changed since it was made, and would be replaced" in str(find_input_error(caught.value))
+    assert times(out) == before
+    save_nifti(archive / "new.nii.gz", make_image(make_mask(SHAPE)))
+    infer(skip_done=True)
+    assert {name: time for name, time in times(out).items() if name != "n"} == before
+    assert "new" in names_in(table(out / "volumes.csv"))
+
+
+def test_a_mask_without_the_end_of_its_record_is_made_again(tmp_path):
+    image, mask = tmp_path / "ct.nii", tmp_path / "ct_seg.nii.gz"
+    image.touch()
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    records.begin(image)
+    mask.write_bytes(b"killed before the record was written")
+    assert records.read() == ([], [])
+    records.check_replaced(image)
+    records.write({"image": str(image), "mask": str(mask), "liver_ml": 1.0})
+    assert records.is_done(image)
+    records.begin(image)
+    mask.write_bytes(b"killed again")
+    assert not records.is_done(image)
+    assert [row["liver_ml"] for row in records.read()[0]] == [1.0]
+    records.check_replaced(image)
+
+
 def test_each_image_is_in_one_shard(tmp_path):
     images = [{"image": str(tmp_path / str(number))} for number in range(7)]
     records = Records(tmp_path, tmp_path, tmp_path / "none.pt")

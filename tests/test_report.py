@@ -814,6 +814,11 @@ def test_names_that_would_overwrite_each_other_s_files_are_refused(tmp_path, fin
         write_report([str(folder) for folder in finished], str(tmp_path), names)
 
 
+def test_the_tables_of_an_evaluation_are_not_written_over(finished):
+    with pytest.raises(InputError, match=r"evaluation: has the tables of an evaluation, some of the same names"):
+        write_report([str(folder) for folder in finished], str(finished[-1] / "evaluation"))
+
+
 def test_a_file_in_the_place_of_the_output_folder_is_named(tmp_path, finished):
     (tmp_path / "report").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match=r"report: is a file; give a folder as --output_dir"):

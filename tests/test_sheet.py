@@ -81,3 +81,11 @@ def test_what_cannot_be_read_is_an_input_error_that_names_it(tmp_path):
     (tmp_path / "volume-0.nii.gz").write_bytes(b"no scan")
     with pytest.raises(InputError, match=r"volume-0\.nii\.gz: cannot be read"):
         draw_sheet(tmp_path, tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize("shape", [(30, 20, 40), (15, 10, 8), (30, 20, 16, 2)])
+def test_a_label_of_another_grid_is_refused_by_name(tmp_path, shape):
+    write_case(tmp_path, "0", liver=True)
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), tmp_path / "segmentation-0.nii.gz")
+    with pytest.raises(InputError, match=r"segmentation-0\.nii\.gz: has shape \(.*\), its image \(30, 20, 16\)"):
+        draw_sheet(tmp_path, tmp_path / "sheet.png")

@@ -174,7 +174,7 @@ def write_report(folders: Sequence[str], output_dir: str, names: Sequence[str] |
 
     Raises:
         InputError: if a folder holds no run, or a damaged one; if runs cannot be compared, being of other targets or
-            other data; if there are not as many different names as runs; if ``output_dir`` is a file.
+            other data; if there are not as many different names as runs; if ``output_dir`` is a file or an evaluation.
     """
     runs = [read_run(folder, name) for folder, name in zip(folders, name_runs(folders, names), strict=True)]
     check_comparable(runs)
@@ -183,6 +183,9 @@ def write_report(folders: Sequence[str], output_dir: str, names: Sequence[str] |
     output = Path(output_dir)
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; give a folder as --output_dir")
+    is_of_run = any(output.resolve().parent == Path(folder).resolve() for folder in folders)
+    if is_of_run and output.name.startswith("evaluation"):
+        raise InputError(f"{output}: has the tables of an evaluation, some of the same names; give another --output_dir")
     parts = (show_test, show_cases, show_curves, show_tables)
     with rc_context({"text.parse_math": False}):  # names of runs and cases are no formulas
         sections = [show(runs, output) for show in tqdm(parts, desc="report", unit="part", disable=None)]
