@@ -18,7 +18,7 @@ source .venv/bin/activate
 
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 resume=false
-if [ -f "$output_dir/last.pt" ]; then resume=true; fi
+if [ -f "$output_dir/last.pt" ] || [ -f "$output_dir/previous-last.pt" ]; then resume=true; fi
 
 srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc_per_node "$processes" \
     --rdzv_backend c10d --rdzv_endpoint "$first_node:29500" --rdzv_id "$SLURM_JOB_ID" \

@@ -19,6 +19,8 @@ from scripts.commands import run_command  # noqa: E402
 from scripts.errors import InputError  # noqa: E402
 from scripts.files import write_weights  # noqa: E402
 from scripts.knobs import check_overrides, check_whole  # noqa: E402
+from scripts.manifest import merged_config  # noqa: E402
+from scripts.options import refuse_unused  # noqa: E402
 from scripts.settings import write_settings  # noqa: E402
 
 try:
@@ -29,6 +31,7 @@ except ImportError:
 
 OF_SITES = {  # knobs that cannot be the same for all
     "pretrained": "every round would begin with these weights, not with those of all",
+    "resume": "every round would begin with each site's own weights, not with those of all",
     "ckpt_path": "every site has its own, in its folder of results",
     "datalist_file": "every site has its own, in its folder of results",
 }
@@ -66,6 +69,8 @@ def main(
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.json"))
     check_overrides(overrides, parser, "option of the job and no key of configs/train.json")
     parser.update(overrides)
+    for option in overrides:
+        refuse_unused(option, merged_config(parser))
     network = parser["network_def"]
     arguments = {key: parser.get_parsed_content(f"network_def::{key}") for key in network if not key.startswith("_")}
     set_determinism(parser.get_parsed_content("seed"))

@@ -36,10 +36,16 @@ class DiskDataset(PersistentDataset):
         data: ``{"image": path, "label": path}`` of each case.
         transform: deterministic transforms first, then random ones.
         cache_dir: folder of the files; about 5 bytes per voxel of a preprocessed scan. Old ones are never removed.
+
+    Raises:
+        InputError: if there can be no such folder.
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Compose, cache_dir: str | os.PathLike):
-        super().__init__(data, transform, cache_dir, hash_func=hash_case, hash_transform=pickle_hashing)
+        try:
+            super().__init__(data, transform, cache_dir, hash_func=hash_case, hash_transform=pickle_hashing)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{cache_dir}: cannot be the folder of --cache_dir ({error}); give another") from error
 
     def _cachecheck(self, item_transformed: Mapping[str, Any]) -> dict[str, Any]:
         name = hashlib.sha256(self.hash_func(item_transformed) + self.transform_hash.encode()).hexdigest()

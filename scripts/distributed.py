@@ -106,19 +106,22 @@ class CPUSyncBatchNorm(nn.BatchNorm3d):
 def prepare_network(network: nn.Module, device: torch.device | str) -> nn.Module:
     """Return ``network`` as ``DistributedDataParallel`` needs it.
 
-    Its batch norms have the statistics of all processes' batches; names stay as they are. On the CPU its weights lie in
-    memory as `scripts.inferers.DeviceInferer` will lay them: gradients would be mixed up if that came later.
+    Its batch norms have the statistics of all processes' batches; names, and what is frozen, stay as they are. Its
+    weights lie in memory as `scripts.inferers.DeviceInferer` may lay them: gradients of the first step would be mixed
+    up if that came later.
 
     Args:
         network: is changed.
         device: that it runs on.
     """
-    if torch.device(device).type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    is_gpu = torch.device(device).type == "cuda"
+    if is_gpu:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for name, norm in list(network.named_modules()):
-        if isinstance(norm, nn.BatchNorm3d):
+        if isinstance(norm, nn.BatchNorm3d) and not is_gpu:
             synchronized = CPUSyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
             synchronized.load_state_dict(norm.state_dict())
+            synchronized.weight, synchronized.bias = norm.weight, norm.bias
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, synchronized.to(device).train(norm.training))
     return network.to(memory_format=torch.channels_last_3d)

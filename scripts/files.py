@@ -54,6 +54,27 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def check_writable(path: str | os.PathLike) -> Path:
+    """Return the temporary path of `written_whole`, with nothing there. Missing folders are made.
+
+    Raises:
+        InputError: if nothing can be written there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{_mark(path)}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary.touch()
+        temporary.unlink()  # a block that writes nothing is a mistake, which is raised
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+        raise InputError(f"{path}: cannot be written ({reason}); give another place") from error
+    return temporary
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; it becomes ``path`` when the block ends without an error.
@@ -66,15 +87,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         InputError: if nothing can be written there, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{_mark(path)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        temporary.touch()
-        temporary.unlink()  # a block that writes nothing is a mistake, which is raised
-    except OSError as error:
-        reason = f"{error.strerror}: {error.filename}"
-        raise InputError(f"{path}: cannot be written ({reason}); give another place") from error
+    temporary = check_writable(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:

@@ -33,7 +33,16 @@ from torch.utils.data import Dataset
 
 from scripts.cases import name_images
 from scripts.errors import InputError
-from scripts.files import read_checkpoint, read_weights, write_table, write_text, write_weights, written_whole
+from scripts.files import (
+    check_writable,
+    read_checkpoint,
+    read_weights,
+    sha256,
+    write_table,
+    write_text,
+    write_weights,
+    written_whole,
+)
 from scripts.metrics import summarize
 from scripts.settings import write_settings
 
@@ -43,6 +52,9 @@ except ImportError:  # on Windows
     resource = None
 
 logger = logging.getLogger(__name__)
+
+WEIGHTS_SUFFIXES = (".pt", ".pth")
+RUN_FILES = ("last", "previous-last", "run", "manifest", "datalist")  # what a run names its other files
 
 
 def existing_file(path: str | os.PathLike, remedy: str) -> str:
@@ -160,9 +172,17 @@ class BestCheckpoint:
         network: whose weights are kept.
         path: of the file, such as ``models/model.pt``.
         settings: with which it is trained, to be kept beside it (`scripts.settings`).
+
+    Raises:
+        InputError: if the path is no name for weights, or, when it is attached, nothing can be written there.
     """
 
     def __init__(self, network: nn.Module, path: str | os.PathLike, settings: Mapping[str, Any] | None = None):
+        if Path(path).suffix not in WEIGHTS_SUFFIXES or Path(path).stem in RUN_FILES:
+            raise InputError(
+                f"{path}: is no name for the weights; give --ckpt_path one that ends in .pt, and is not that of another "
+                f"file of a run ({', '.join(RUN_FILES)})"
+            )
         self.network = network
         self.path = path
         self.settings = settings or {}
@@ -172,6 +192,7 @@ class BestCheckpoint:
 
     def attach(self, engine: Engine) -> None:
         """Compare after every run of the evaluator ``engine``."""
+        check_writable(self.path)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -191,10 +212,15 @@ class BestCheckpoint:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the best was, when, and the sum of its file."""
-        return {"best_metric": self.best_metric, "best_epoch": self.best_epoch, "sha256": self.sha256}
+        path = os.path.abspath(self.path)
+        return {"best_metric": self.best_metric, "best_epoch": self.best_epoch, "sha256": self.sha256, "path": path}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from an earlier best."""
+        """Go on from an earlier best. Raises `InputError` if that is another file, which is still there, and no copy."""
+        path = state.get("path")  # of version 0.16.0 on
+        is_elsewhere = path and os.path.exists(path) and path != os.path.abspath(self.path)
+        if is_elsewhere and not (os.path.isfile(self.path) and sha256(self.path) == state.get("sha256")):
+            raise InputError(f"{self.path}: the run keeps its best weights in {path}; resume with --ckpt_path {path}")
         self.best_metric, self.best_epoch = float(state["best_metric"]), int(state["best_epoch"])
         self.sha256 = state.get("sha256")
 
@@ -402,8 +428,6 @@ class RunCheckpoint:
     def attach(self, engine: Engine) -> None:
         """Write after every epoch of the trainer ``engine``."""
         self.save_dict["trainer"] = engine
-        if getattr(engine, "scaler_", None) is not None:  # of automatic mixed precision
-            self.save_dict["scaler"] = engine.scaler_
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -429,6 +453,7 @@ class RunCheckpoint:
             InputError: if the file is damaged or of another network, or if all epochs are done.
         """
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
+        scaler = getattr(engine, "scaler", None)  # of automatic mixed precision; the trainer makes it when it starts
         path, checkpoint = self.read()
         earlier = checkpoint.get("settings", {}) if isinstance(checkpoint, dict) else {}
         for name, setting in self.settings.items():
@@ -441,6 +466,10 @@ class RunCheckpoint:
             # what counts towards an early stop is not in files of version 0.3.0 and before
             counting = {"early_stop"} - checkpoint.keys()
             Checkpoint.load_objects({k: item for k, item in self.save_dict.items() if k not in counting}, checkpoint)
+            if scaler is not None and "scaler" in checkpoint:  # not in files of version 0.15.0 and before
+                scaler.load_state_dict(checkpoint["scaler"])
+        except InputError:
+            raise
         except Exception as error:  # each object raises its own
             raise InputError(
                 f"{path}: does not fit this run, such as its network; "
@@ -457,14 +486,25 @@ class RunCheckpoint:
         """Write the file, and note in the engine's state how large it is and how long that took."""
         started = time.perf_counter()
         states = {name: item.state_dict() for name, item in self.save_dict.items()}
+        if getattr(engine, "scaler", None) is not None:
+            states["scaler"] = engine.scaler.state_dict()
         with written_whole(self.path) as temporary:
             torch.save(states | {"settings": self.settings}, temporary)
             if engine.state.epoch == 1:  # what is there is of another run
                 self.previous.unlink(missing_ok=True)
             elif self.path.is_file():
-                os.replace(self.path, self.previous)  # if killed here, the one before is there
+                self._keep()
         engine.state.checkpoint_seconds = time.perf_counter() - started
         engine.state.checkpoint_mb = os.path.getsize(self.path) / 1e6
+
+
+    def _keep(self) -> None:
+        """Give the file the name of the one before too, so that there is a last one at every moment."""
+        self.previous.unlink(missing_ok=True)
+        try:
+            os.link(self.path, self.previous)
+        except OSError:  # a file system without links
+            os.replace(self.path, self.previous)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -71,6 +71,13 @@ VALUES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         "a whole number of at least 0",
     ),
     (("learning_rate",), lambda value: _is_number(value) and value > 0, "a number above 0"),
+    (("min_island_mm3",), lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
+    (("window_weights",), lambda value: value in ("gaussian", "constant"), "gaussian or constant"),
+    (
+        ("plane_size",),
+        lambda value: value is None or _are(value, 2, lambda part: is_whole(part) and part >= 1),
+        'two whole numbers of at least 1, such as "[256,256]"',
+    ),
     (
         ("overlap",),
         lambda value: all(_is_number(part) and 0 <= part < 1 for part in ensure_tuple(value)),

@@ -23,7 +23,7 @@ from scripts.manifest import find_parser, merged_config
 
 RUN = 1  # place among the arguments of the word ``run``, after which the name of what to run may stand
 PATHS = ("dataset_dir", "output_dir", "ckpt_path", "pretrained", "cache_dir", "datalist_file")
-NEEDED_PATHS = ("dataset_dir", "output_dir", "ckpt_path")
+NEEDED_PATHS = ("dataset_dir", "output_dir", "ckpt_path", "pretrained")
 READ_BY_MONAI = {"save_execute_config"}  # of --tracking, wherever it stands
 SWITCH = re.compile(r"\bis_true\(@(\w+)\)")  # what configs say of those
 ACTIVE = re.compile(r'"[$@%]|"_target_"')  # what MONAI evaluates, in JSON
@@ -57,15 +57,20 @@ def check_options() -> None:
     if {"max_epochs", "val_interval"} & set(options):
         _check_interval(config)
     for option in typed:
-        unused = find_unused(option, config)
-        if unused is None:
-            continue
-        *above, name = unused.path
-        similar = difflib.get_close_matches(name, unused.others, 1)
-        hint = "docs/knobs.md has those that people use"
-        if similar:
-            hint = f"did you mean --{'::'.join([*above, *similar])}?"
-        raise InputError(f"--{option}: these configs have no such setting; {hint}")
+        refuse_unused(option, config)
+
+
+def refuse_unused(option: str, config: Mapping[str, Any]) -> None:
+    """Raise `InputError` if the ``config`` never uses what ``option`` names, see `find_unused`."""
+    unused = find_unused(option, config)
+    if unused is None:
+        return
+    *above, name = unused.path
+    similar = difflib.get_close_matches(name, unused.others, 1)
+    hint = "docs/knobs.md has those that people use"
+    if similar:
+        hint = f"did you mean --{'::'.join([*above, *similar])}?"
+    raise InputError(f"--{option}: these configs have no such setting; {hint}")
 
 
 def _check_run(config: Mapping[str, Any]) -> None:

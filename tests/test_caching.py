@@ -19,6 +19,7 @@ from monai.transforms import (
 )
 
 from scripts.caching import DiskDataset, training_dataset
+from scripts.errors import InputError
 from tests import ROOT
 
 KEYS = ["image", "label"]
@@ -115,3 +116,10 @@ def test_another_process_finds_the_same_file(cases, tmp_path):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
     assert len(files(tmp_path / "cache")) == 1
+
+
+def test_a_folder_that_cannot_be_is_said_by_its_option(cases, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
+        with pytest.raises(InputError, match=rf"^{folder}: cannot be the folder of --cache_dir"):
+            DiskDataset(cases, preprocessing(), folder)

@@ -91,6 +91,19 @@ def test_a_step_of_two_processes_is_that_of_one_with_all_their_scans(tmp_path):
     assert [cases for *_, cases in results] == [[0, 2, 4], [1, 3]]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_weights_lie_from_the_beginning_as_inference_will_lay_them_and_what_is_frozen_stays_so(device):
+    """Else `DistributedDataParallel` would add up gradients of different weights in the first step."""
+    network = make_network()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not name.startswith("downs"))
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    prepared = prepare_network(network, device)
+    assert {name for name, parameter in prepared.named_parameters() if not parameter.requires_grad} == frozen
+    weights = {name: weight for name, weight in prepared.named_parameters() if weight.ndim == 5}
+    assert all(weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in weights.values())
+
+
 def test_synchronized_batch_norms_keep_their_names_and_settings():
     network = nn.Sequential(nn.BatchNorm3d(2, eps=0.1, momentum=None), nn.Sequential(nn.BatchNorm3d(3)))
     state = {name: value.clone() for name, value in network.state_dict().items()}

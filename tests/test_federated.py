@@ -55,6 +55,8 @@ def test_monai_s_federated_client_measures_and_trains_the_weights_it_is_given(al
         ({"pretrained": "models/model.pt"}, "^pretrained: every round would begin with these weights"),
         ({"ckpt_path": "model.pt"}, "^ckpt_path: every site has its own, in its folder of results; leave it out"),
         ({"output_dir": "out of all"}, "/out of all: has a space in its name, which NVFLARE cannot have; rename it"),
+        ({"resume": True}, "^resume: every round would begin with each site's own weights"),
+        ({"network_def::chanels": [4, 4]}, r"^--network_def::chanels: .* did you mean --network_def::channels\?"),
         ({"roi_size": 96}, "^--roi_size: expected three whole numbers of at least 1"),
     ],
 )

@@ -161,7 +161,8 @@ def test_best_checkpoint_keeps_the_weights_of_the_best_epoch(tmp_path, metrics_o
     assert state_dict["weight"].item() == best_epoch
     sha256 = hashlib.sha256((tmp_path / "models/model.pt").read_bytes()).hexdigest()
     best_metric = metrics_of_epochs[best_epoch - 1]
-    assert best.state_dict() == {"best_metric": best_metric, "best_epoch": best_epoch, "sha256": sha256}
+    path = str(tmp_path / "models/model.pt")
+    assert best.state_dict() == {"best_metric": best_metric, "best_epoch": best_epoch, "sha256": sha256, "path": path}
 
 
 def test_best_checkpoint_writes_nothing_if_the_metric_is_always_nan(tmp_path):
@@ -187,6 +188,30 @@ def test_best_checkpoint_goes_on_from_an_earlier_best(tmp_path):
     assert torch.load(path, weights_only=True)["weight"].item() == 2
     run_best(resumed, [0.6])
     assert torch.load(path, weights_only=True)["weight"].item() == 1
+
+
+def test_a_resumed_run_with_another_place_for_its_best_weights_is_refused(tmp_path):
+    earlier = BestCheckpoint(nn.Linear(1, 1), tmp_path / "model.pt")
+    run_best(earlier, [0.5])
+    (tmp_path / "other.pt").touch()
+    other = BestCheckpoint(nn.Linear(1, 1), tmp_path / "other.pt")
+    with pytest.raises(InputError, match=rf"other\.pt: .* resume with --ckpt_path {tmp_path}/model\.pt$"):
+        other.load_state_dict(earlier.state_dict())
+    (tmp_path / "other.pt").write_bytes((tmp_path / "model.pt").read_bytes())  # a copy, as of the run's folder
+    other.load_state_dict(earlier.state_dict())
+    assert other.best_metric == 0.5
+
+
+@pytest.mark.parametrize("name", ["models", "model.v2", "last.pt", "run.pt", "model.json"])
+def test_a_name_that_would_be_another_files_is_refused_before_training(tmp_path, name):
+    with pytest.raises(InputError, match=rf"{name}: is no name for the weights; give --ckpt_path one that ends in \.pt"):
+        BestCheckpoint(nn.Linear(1, 1), tmp_path / name)
+
+
+def test_a_folder_in_the_place_of_the_weights_is_refused_before_training(tmp_path):
+    (tmp_path / "best.pt").mkdir()
+    with pytest.raises(InputError, match=r"best\.pt: is a folder; give the name of a file in it"):
+        BestCheckpoint(nn.Linear(1, 1), tmp_path / "best.pt").attach(evaluator_with([0.5]))
 
 
 @pytest.mark.parametrize("metrics_of_epochs", [[0.2, 0.5, 0.4], [math.nan]])
@@ -270,7 +295,7 @@ def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert resumed.trainer.state.epoch == resumed.trainer.state.max_epochs == 4
     assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)  # halved once, after epoch 3
-    assert resumed.best.state_dict() == whole.best.state_dict()
+    assert resumed.best.state_dict() | {"path": None} == whole.best.state_dict() | {"path": None}
     kept, expected = (torch.load(tmp_path / run / "model.pt", weights_only=True) for run in ("parts", "whole"))
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
     columns = ("epoch", "learning_rate", "accuracy")
@@ -300,6 +325,33 @@ def test_a_damaged_checkpoint_is_resumed_from_the_one_before(tmp_path, caplog):
     assert "going on from the epoch before" in caplog.text
     assert resumed.trainer.state.epoch == whole.trainer.state.epoch == 4
     assert [row["epoch"] for row in read_table(tmp_path / "parts" / "training.csv")] == ["1", "2", "3", "4"]
+
+
+def test_killed_while_it_writes_a_training_has_its_last_checkpoint(tmp_path, monkeypatch):
+    Training(tmp_path, max_epochs=2).run()
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def die(file):
+        raise KeyboardInterrupt
+
+    training = Training(tmp_path, max_epochs=3)
+    training.trainer.state.epoch = 3
+    monkeypatch.setattr("scripts.files.os.fsync", die)
+    with pytest.raises(KeyboardInterrupt):
+        training.checkpoint(training.trainer)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_the_scale_of_mixed_precision_goes_on(tmp_path):
+    def checkpoint(resume, scale):
+        engine = Engine(lambda engine, batch: None)
+        engine.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        RunCheckpoint({}, tmp_path / "last.pt", resume).attach(engine)
+        engine.run([None], max_epochs=2 if resume else 1)
+        return engine.scaler.state_dict()["scale"]
+
+    assert checkpoint(False, 128.0) == 128
+    assert checkpoint(True, 2.0) == 128
 
 
 def test_a_checkpoint_lost_between_two_writings_is_resumed_from_the_one_before(tmp_path):

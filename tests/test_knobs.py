@@ -37,6 +37,9 @@ WRONG = {
     "roi_size": (96, [96, 96], [96.0, 96, 96], [0, 96, 96]),
     "window_hu": ([200, -200], [-200], -200),
     "device": ("gpu", "cpu:x", 1.5),
+    "min_island_mm3": ("50mm", [1, 0], -1),
+    "window_weights": ("gausian",),
+    "plane_size": (256, [256, 0], [256, 256, 64]),
 }
 RIGHT = {
     "max_epochs": (1, 600),
@@ -48,6 +51,9 @@ RIGHT = {
     "roi_size": ([96, 96, 48],),
     "window_hu": ([-200, 200],),
     "device": ("cpu", torch.device("cpu")),
+    "min_island_mm3": (0, 50, 1.5),
+    "window_weights": ("gaussian", "constant"),
+    "plane_size": (None, [256, 256]),
     "of no knob": ("anything",),
 }
 

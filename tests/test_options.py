@@ -120,6 +120,8 @@ def test_an_empty_path_and_weights_that_are_not_there_are_refused(monkeypatch, t
     config = CONFIG | {"images": "$@output_dir", "weights": "$@pretrained"}
     with pytest.raises(InputError, match=r"^--output_dir: is empty; give a path"):
         check(monkeypatch, config | {"output_dir": ""}, "--output_dir", "")
+    with pytest.raises(InputError, match=r"^--pretrained: is empty; give a path"):
+        check(monkeypatch, config | {"pretrained": ""}, "--pretrained", "")
     weights = tmp_path / "model.pt"
     with pytest.raises(InputError, match=r"model.pt: no such file; --pretrained names the weights to begin with"):
         check(monkeypatch, config | {"pretrained": str(weights)}, "--pretrained", str(weights))
