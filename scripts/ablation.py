@@ -268,7 +268,7 @@ def run_ablation(
     """
     settings, known = read_plan(config_file)
     names = choose_variants(known, variants)
-    seeds = list(seeds) if isinstance(seeds, Sequence) and not isinstance(seeds, str) else [seeds]
+    seeds = list(dict.fromkeys(seeds if isinstance(seeds, Sequence) and not isinstance(seeds, str) else [seeds]))
     for seed in seeds:
         check_whole("seeds", seed, 0)
     root = Path(output_dir).absolute()

@@ -13,7 +13,7 @@ from scripts.commands import run_command
 from scripts.errors import InputError
 from scripts.files import read_checkpoint, write_weights
 from scripts.networks import MPUNet, UNet
-from scripts.settings import settings_file
+from scripts.settings import check_weights_name, settings_file
 
 # (pattern of a released key, ours; None: a module that no forward pass of the release uses)
 MPUNET_KEYS = (
@@ -94,9 +94,10 @@ def convert(checkpoint: str, output: str, network: str = "mpunet") -> None:
 
     Args:
         checkpoint: the authors' file.
-        output: where the state dict is written, such as ``models/model.pt``; the folder is made.
+        output: where the state dict is written, such as ``models/released.pt``; the folder is made.
         network: ``mpunet`` or ``unet``.
     """
+    check_weights_name(output)
     released = load_released_checkpoint(checkpoint)
     try:
         state = convert_state_dict(released, network)

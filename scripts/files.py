@@ -62,7 +62,7 @@ def check_writable(path: str | os.PathLike) -> Path:
     """
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}{_mark(path)}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path}: is a folder; give the name of a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ from scripts.files import (
     written_whole,
 )
 from scripts.metrics import summarize
-from scripts.settings import write_settings
+from scripts.settings import check_weights_name, write_settings
 
 try:
     import resource
@@ -52,9 +52,6 @@ except ImportError:  # on Windows
     resource = None
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS_SUFFIXES = (".pt", ".pth")
-RUN_FILES = ("last", "previous-last", "run", "manifest", "datalist")  # what a run names its other files
 
 
 def existing_file(path: str | os.PathLike, remedy: str) -> str:
@@ -178,11 +175,7 @@ class BestCheckpoint:
     """
 
     def __init__(self, network: nn.Module, path: str | os.PathLike, settings: Mapping[str, Any] | None = None):
-        if Path(path).suffix not in WEIGHTS_SUFFIXES or Path(path).stem in RUN_FILES:
-            raise InputError(
-                f"{path}: is no name for the weights; give --ckpt_path one that ends in .pt, and is not that of another "
-                f"file of a run ({', '.join(RUN_FILES)})"
-            )
+        check_weights_name(path)
         self.network = network
         self.path = path
         self.settings = settings or {}
@@ -216,11 +209,20 @@ class BestCheckpoint:
         return {"best_metric": self.best_metric, "best_epoch": self.best_epoch, "sha256": self.sha256, "path": path}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from an earlier best. Raises `InputError` if that is another file, which is still there, and no copy."""
+        """Go on from an earlier best.
+
+        If that is in another file by now and its own path has no copy of it, there is none to go on from.
+
+        Raises:
+            InputError: if it is in another file, which is still there.
+        """
         path = state.get("path")  # of version 0.16.0 on
-        is_elsewhere = path and os.path.exists(path) and path != os.path.abspath(self.path)
-        if is_elsewhere and not (os.path.isfile(self.path) and sha256(self.path) == state.get("sha256")):
-            raise InputError(f"{self.path}: the run keeps its best weights in {path}; resume with --ckpt_path {path}")
+        is_kept = not path or path == os.path.abspath(self.path) or not state["best_epoch"]
+        if not is_kept and not (os.path.isfile(self.path) and sha256(self.path) == state.get("sha256")):
+            if os.path.exists(path):
+                raise InputError(f"{self.path}: the run keeps its best weights in {path}; resume with --ckpt_path {path}")
+            logger.warning("%s: are gone, the best weights so far; those of the epochs from here on are kept", path)
+            return
         self.best_metric, self.best_epoch = float(state["best_metric"]), int(state["best_epoch"])
         self.sha256 = state.get("sha256")
 

@@ -22,6 +22,7 @@ from monai.data import (
     NibabelWriter,
     list_data_collate,
 )
+from monai.engines.utils import IterationEvents
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import LoadImage, LoadImaged, SaveImaged
 from monai.utils import ImageMetaKey, convert_to_numpy
@@ -439,12 +440,12 @@ class CaseReports:
 
     def attach(self, engine: Engine) -> None:
         """Report on every image of the evaluator ``engine``."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self.begin)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.begin)  # before masks are written
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, lambda: self.records.write_tables())
 
     def begin(self, engine: Engine) -> None:
-        """Note that the images of this iteration are begun."""
+        """Note that the masks of this iteration are being written."""
         for image in engine.state.batch["image"].meta[ImageMetaKey.FILENAME_OR_OBJ]:
             self.records.begin(image)
 

@@ -7,7 +7,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from scripts.cases import LITS_NAME, Case, CaseReport, Volume, absolute, check_volumes, read_volume, turn_to_match
+from scripts.cases import (
+    LITS_NAME,
+    Case,
+    CaseReport,
+    Finding,
+    Volume,
+    absolute,
+    check_volumes,
+    read_volume,
+    turn_to_match,
+)
 from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.inference import CheckedLoadImaged
@@ -56,7 +66,12 @@ def add_case(
     for path, voxels in zip(reversed(pair), (classes, _as_stored(scan.array)), strict=True):
         with written_whole(path) as temporary:
             nib.save(nib.Nifti1Image(voxels, scan.affine), temporary)
-    return report._replace(case=Case(f"volume-{number}", *map(str, pair)))
+    of_headers = [
+        Finding("warning", file, reason)
+        for file, volume in ((source.image, scan), (source.label, mask))
+        for reason in volume.warnings
+    ]
+    return report._replace(case=Case(f"volume-{number}", *map(str, pair)), findings=(*of_headers, *report.findings))
 
 
 def read_scan(path: str | os.PathLike, series: str = "") -> Volume:

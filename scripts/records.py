@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "records"
 MASK_ENDING = "_seg.nii.gz"  # of the name of a mask, as configs/inference.json writes it
-HIDDEN = ("made_with", "source", "state", "file", "sum", "begun", "reason")  # of a record, not in the table of volumes
+# of a record, not in the table of volumes
+HIDDEN = ("made_with", "source", "state", "file", "sum", "begun", "reason", "earlier")
 SECONDS = 10  # between two writings of the tables
 # what masks do not depend on, nor on where it is set
 WITHOUT_EFFECT = (
@@ -77,8 +78,12 @@ class Records:
 
         With both, something else that was wanted of it failed; then what was written of its mask stays.
         """
+        before = self._read(self.path(row["image"])) or {}
+        before.pop("begun", None)
         if "mask" in row and "reason" in row:
-            row = {**(self._read(self.path(row["image"])) or {}), **row}
+            row = {**before, **row}
+        elif "mask" not in row:  # a mask of earlier is still there
+            row = {**row, "earlier": before.get("sum", before.get("earlier"))}
         image = row["image"]
         hidden = {"made_with": self.made_with, "source": self._place(image), "state": state_of(image)}
         if "mask" in row:
@@ -86,28 +91,28 @@ class Records:
         write_text(self.path(image), json.dumps({**row, **hidden}, indent=2) + "\n")
 
     def begin(self, image: PathLike) -> None:
-        """Note that the image is being segmented: what it has as a mask from now on until `write` is nobody's work."""
+        """Note that a mask is being written: what the image has from now on until `write` is nobody's work."""
         record = self._read(self.path(image)) or {"image": str(image)}
         write_text(self.path(image), json.dumps(record | {"source": self._place(image), "begun": True}, indent=2) + "\n")
 
     def check_replaced(self, image: PathLike) -> None:
         """Raise `InputError` if the image has a mask by now that was not made here, or has been changed since."""
         path = self.path(image)
-        mask = path.with_name(f"{path.stem}{MASK_ENDING}")
-        mask = self.output_dir / mask.relative_to(self.output_dir / FOLDER)
+        mask = (self.output_dir / path.relative_to(self.output_dir / FOLDER)).with_name(f"{path.stem}{MASK_ENDING}")
         record = self._read(path) or {}
-        if not mask.is_file() or "begun" in record:
+        # records of version 0.15.0 and before have no sums; they were written after their masks
+        is_old = "sum" not in record and "earlier" not in record and record
+        if not mask.is_file() or "begun" in record or (is_old and mask.stat().st_mtime <= path.stat().st_mtime):
             return
-        if "mask" not in record:
+        expected = record.get("sum", record.get("earlier"))
+        if not is_old and expected is None:
             raise InputError(
                 f"{mask}: is there, but no record says that it was made by this bundle, and it would be replaced; move "
                 "it away, or give another --output_dir"
             )
-        if record.get("sum", expected := sha256(mask)) != expected:
-            raise InputError(
-                f"{mask}: has been changed since it was made, and would be replaced; move it away, or give another "
-                "--output_dir, or leave out what is done with --skip_done true"
-            )
+        if is_old or sha256(mask) != expected:
+            remedy = "move it away, or give another --output_dir" + (", or --skip_done true" * self.is_done(image))
+            raise InputError(f"{mask}: has been changed since it was made, and would be replaced; {remedy}")
 
     def _place(self, path: PathLike) -> str:
         """Return where a file is, from the folder of outputs on if it can be said so: other processes know that."""

@@ -407,6 +407,7 @@ class ScanReader(ImageReader):
             if img.GetImageDimension() > 3 and math.prod(array.shape[3:]) == 1:
                 array = array.reshape(array.shape[:3])
                 metadata[MetaKeys.SPATIAL_SHAPE] = np.array(array.shape)
+                metadata[MetaKeys.ORIGINAL_CHANNEL_DIM] = math.nan  # as MONAI's readers say none
             return array, metadata
         self.nibabel_reader.filenames = (img.get_filename(),)  # what its own `read` leaves for this
         return self.nibabel_reader.get_data(img)

@@ -11,10 +11,21 @@ from torch import nn
 from scripts.errors import InputError
 from scripts.files import write_text
 
+RUN_FILES = ("last", "previous-last", "run", "manifest", "datalist")  # what a run names its other files
+
 
 def describe_training(network: nn.Module, **settings: Any) -> dict[str, Any]:
     """Return ``settings``, the network's class and its own ``settings``, if it has any."""
     return settings | {"network": type(network).__name__} | getattr(network, "settings", {})
+
+
+def check_weights_name(path: str | os.PathLike) -> None:
+    """Raise `InputError` unless a file of weights and that of its settings can have this name."""
+    if Path(path).suffix != ".pt" or Path(path).stem in RUN_FILES:
+        raise InputError(
+            f"{path}: is no name for weights, beside which their settings lie; give one that ends in .pt, and is not "
+            f"that of another file of a run ({', '.join(RUN_FILES)})"
+        )
 
 
 def settings_file(weights: str | os.PathLike) -> Path:

@@ -202,9 +202,25 @@ def test_a_resumed_run_with_another_place_for_its_best_weights_is_refused(tmp_pa
     assert other.best_metric == 0.5
 
 
-@pytest.mark.parametrize("name", ["models", "model.v2", "last.pt", "run.pt", "model.json"])
+def test_a_resumed_run_whose_best_weights_are_gone_or_were_never_kept_keeps_its_own(tmp_path, caplog):
+    earlier = BestCheckpoint(nn.Linear(1, 1), tmp_path / "model.pt")
+    (tmp_path / "model.pt").touch()  # the bundle's
+    (tmp_path / "other.pt").touch()
+    other = BestCheckpoint(nn.Linear(1, 1), tmp_path / "other.pt")
+    other.load_state_dict(earlier.state_dict())
+    run_best(earlier, [0.5])
+    state = earlier.state_dict()
+    (tmp_path / "model.pt").unlink()
+    with caplog.at_level("WARNING"):
+        other.load_state_dict(state)
+    assert "model.pt: are gone, the best weights so far" in caplog.text
+    run_best(other, [0.1])
+    assert (other.best_metric, other.best_epoch) == (0.1, 1)
+
+
+@pytest.mark.parametrize("name", ["models", "model.v2", "last.pt", "run.pt", "model.pth"])
 def test_a_name_that_would_be_another_files_is_refused_before_training(tmp_path, name):
-    with pytest.raises(InputError, match=rf"{name}: is no name for the weights; give --ckpt_path one that ends in \.pt"):
+    with pytest.raises(InputError, match=rf"{name}: is no name for weights, beside which their settings lie"):
         BestCheckpoint(nn.Linear(1, 1), tmp_path / name)
 
 

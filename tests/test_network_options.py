@@ -143,9 +143,14 @@ def test_a_switch_may_be_text_as_the_command_line_gives_it(name):
     def run(value):
         torch.manual_seed(0)
         network = MPUNet(**NARROW, **others, **{name: value}).eval()
+        for module in network.modules():
+            if hasattr(module, "gamma"):
+                nn.init.constant_(module.gamma, 0.5)  # at 0, attention is without effect
         with torch.inference_mode():
             return network, network(image)
 
+    if name == "attention_scaled":
+        assert not torch.equal(run(True)[1], run(False)[1])
     for value in (True, False):
         (written, output), (meant, expected) = run(str(value).lower()), run(value)
         assert written.settings == meant.settings

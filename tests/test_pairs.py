@@ -98,3 +98,13 @@ def test_the_command_says_what_it_wrote_and_what_is_doubtful(tmp_path, series, c
         f"{tmp_path}/mine/volume-0.nii.gz and segmentation-0.nii.gz: 48 slices, liver 0.0 ml, of which tumour 0.0 ml",
         "warning: mask.nii.gz: is empty: no liver and no tumour",
     ]
+
+
+def test_what_a_header_does_not_say_is_said_before_it_is_written_anew(tmp_path):
+    for name, voxels in (("scan", make_image()), ("mask", make_label())):
+        nifti = nib.Nifti1Image(voxels, None)
+        nifti.header.set_zooms((1.5, 1.5, 2))
+        nib.save(nifti, tmp_path / f"{name}.nii")
+    findings = add_case(tmp_path / "mine", tmp_path / "scan.nii", tmp_path / "mask.nii").findings
+    assert [finding.severity for finding in findings] == ["warning", "warning"]
+    assert all("its header says no orientation" in finding.reason for finding in findings)

@@ -1,6 +1,7 @@
 """What is done is known, by whichever process and run it was done; the tables have all of it."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -321,6 +322,51 @@ def test_a_mask_without_the_end_of_its_record_is_made_again(tmp_path):
     assert not records.is_done(image)
     assert [row["liver_ml"] for row in records.read()[0]] == [1.0]
     records.check_replaced(image)
+
+
+def test_a_mask_of_before_an_image_could_not_be_read_is_known_if_it_was_not_changed(tmp_path):
+    image, mask = tmp_path / "ct.nii", tmp_path / "ct_seg.nii.gz"
+    image.touch()
+    mask.write_bytes(b"made")
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    records.write({"image": str(image), "mask": str(mask)})
+    for _ in range(2):
+        records.write({"image": str(image), "reason": "half copied"})
+    records.check_replaced(image)
+    mask.write_bytes(b"corrected")
+    with pytest.raises(InputError, match="has been changed since it was made"):
+        records.check_replaced(image)
+
+
+def test_a_corrected_mask_of_an_image_without_its_dicom_seg_is_not_replaced(tmp_path):
+    image, mask = tmp_path / "ct", tmp_path / "ct_seg.nii.gz"
+    image.mkdir()
+    mask.write_bytes(b"made")
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    records.begin(image)
+    records.write({"image": str(image), "mask": str(mask), "reason": "no DICOM SEG"})
+    records.check_replaced(image)
+    mask.write_bytes(b"corrected")
+    with pytest.raises(InputError, match="has been changed since it was made"):
+        records.check_replaced(image)
+
+
+@pytest.mark.parametrize("row", [{"mask": "ct_seg.nii.gz"}, {"reason": "damaged"}])
+def test_of_records_without_sums_the_time_says_whether_a_mask_was_changed(tmp_path, row):
+    """As version 0.15.0 wrote them."""
+    image, mask = tmp_path / "ct.nii", tmp_path / "ct_seg.nii.gz"
+    image.touch()
+    mask.write_bytes(b"made")
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    records.write({"image": str(image), "mask": str(mask)})
+    path = records.path(image)
+    record = {"made_with": "", "image": str(image), "source": "ct.nii", "file": "ct_seg.nii.gz"} | row
+    path.write_text(json.dumps(record), encoding="utf-8")
+    os.utime(mask, (1e9, 1e9))
+    records.check_replaced(image)
+    os.utime(mask, (4e9, 4e9))
+    with pytest.raises(InputError, match="has been changed since it was made"):
+        records.check_replaced(image)
 
 
 def test_each_image_is_in_one_shard(tmp_path):

@@ -3,7 +3,7 @@
 import itk
 import numpy as np
 import pytest
-from monai.transforms import LoadImage
+from monai.transforms import EnsureChannelFirst, LoadImage
 
 from scripts.errors import InputError, find_input_error
 from scripts.scans import ScanReader, is_dicom, read_dicom_series
@@ -318,5 +318,5 @@ def test_an_image_of_four_axes_that_holds_one_volume_is_that_volume(tmp_path, su
     image = itk.image_from_array(np.ascontiguousarray(HU.T[None].astype(np.int16)))
     image.SetSpacing((1.5, 1.5, 2, 1))
     itk.imwrite(image, str(tmp_path / f"ct{suffix}"))
-    read = LoadImage(reader=ScanReader(), image_only=True)(str(tmp_path / f"ct{suffix}"))
-    assert_is(read, HU, LPS_TO_RAS @ np.diag([1.5, 1.5, 2, 1]))
+    read = EnsureChannelFirst()(LoadImage(reader=ScanReader(), image_only=True)(str(tmp_path / f"ct{suffix}")))
+    assert_is(read[0], HU, LPS_TO_RAS @ np.diag([1.5, 1.5, 2, 1]))

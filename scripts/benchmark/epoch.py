@@ -62,7 +62,7 @@ def measure_epoch(
         synchronize(target)
         seconds["step"].append(time.perf_counter() - started)
 
-    stand_in = StandIn(model.eval(), THRESHOLD, max_windows)
+    stand_in = StandIn(model, THRESHOLD, max_windows).eval()
     image = case["image"][None].to(target)
     started = time.perf_counter()
     with torch.no_grad():

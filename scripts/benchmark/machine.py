@@ -13,6 +13,7 @@ import torch
 
 from scripts.devices import half_precision
 from scripts.handlers import peak_memory_mb
+from scripts.manifest import versions
 
 
 def _proc(path: str, field: str) -> str:
@@ -38,6 +39,7 @@ def describe_machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
+            "bundle": versions()["bundle"],
             "python": platform.python_version(),
             "torch": torch.__version__,
             "monai": monai.__version__,

@@ -159,8 +159,9 @@ def run_benchmark(
         m for m in measurements
         if m.key not in done or done[m.key]["arguments"] != json.loads(json.dumps(m.arguments))
     ]  # fmt: skip
-    keys = {measurement.key for measurement in waiting}
-    records = [record for record in records if record["key"] not in keys]
+    again = {measurement.key for measurement in waiting}
+    known = {measurement.key for measurement in make_plan(sizes, PARTS, folder, device, weights, 1, 1, None)}
+    records = [record for record in records if record["key"] in known - again]  # others are of another plan
     if waiting:
         for size, spacing in tqdm(plan.needed_scans(sizes, parts), desc="scans", unit="scan", disable=None):
             run_isolated(make_scan, folder=folder / "scans", size=size, spacing=spacing)
