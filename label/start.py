@@ -130,8 +130,8 @@ def start(
     words = {"url": url, "studies": studies, "weights": used, "labels": labels, "name": NAME, "ohif": ohif}
     print(CLICKS.format(**words), flush=True)
     if not is_url and not any(path.name.endswith(SUFFIXES) for path in Path(studies).iterdir()):
-        print(f"{studies}: has no images of {', '.join(SUFFIXES)}; of DICOM give the URL of a DICOMweb server as --studies, "
-              "or load a CT in 3D Slicer", flush=True)  # fmt: skip
+        advice = "of DICOM give the URL of a DICOMweb server as --studies, or load a CT in 3D Slicer"
+        print(f"{studies}: has no images of {', '.join(SUFFIXES)}; {advice}", flush=True)
     os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # where dcmqi's programs are
     os.environ.setdefault("MONAI_LABEL_AUTO_UPDATE_SCORING", "false")  # it would score all images at once, at the start
     arguments = ["start_server", "--app", str(app), "--studies", studies, "--host", host, "--port", str(port)]

@@ -407,7 +407,7 @@ def check(
 
 
 def add(dataset_dir: str, image: str, label: str, series: str = "") -> None:
-    """Add a scan IMAGE (a DICOM folder or a file) and its mask LABEL (0, 1 liver, 2 tumour) to the cases of DATASET_DIR.
+    """Add a scan IMAGE (DICOM folder or file) and its mask LABEL (0, 1 liver, 2 tumour) to the cases of DATASET_DIR.
 
     They are checked, and written as ``volume-N.nii.gz`` and ``segmentation-N.nii.gz`` with the next free number. SERIES
     chooses one of several in a folder.

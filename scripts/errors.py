@@ -19,7 +19,7 @@ class InputError(ValueError):
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """Return the `InputError` that ``error`` is, or was raised from (MONAI and Ignite wrap errors), or quotes, or None."""
+    """Return the `InputError` that ``error`` is, was raised from (MONAI and Ignite wrap errors), or quotes, or None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if quoted := QUOTED.findall(str(error)):

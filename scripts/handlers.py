@@ -220,7 +220,7 @@ class BestCheckpoint:
         is_kept = not path or path == os.path.abspath(self.path) or not state["best_epoch"]
         if not is_kept and not (os.path.isfile(self.path) and sha256(self.path) == state.get("sha256")):
             if os.path.exists(path):
-                raise InputError(f"{self.path}: the run keeps its best weights in {path}; resume with --ckpt_path {path}")
+                raise InputError(f"{self.path}: the run has its best weights in {path}; resume with --ckpt_path {path}")
             logger.warning("%s: are gone, the best weights so far; those of the epochs from here on are kept", path)
             return
         self.best_metric, self.best_epoch = float(state["best_metric"]), int(state["best_epoch"])
@@ -498,7 +498,6 @@ class RunCheckpoint:
                 self._keep()
         engine.state.checkpoint_seconds = time.perf_counter() - started
         engine.state.checkpoint_mb = os.path.getsize(self.path) / 1e6
-
 
     def _keep(self) -> None:
         """Give the file the name of the one before too, so that there is a last one at every moment."""

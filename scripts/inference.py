@@ -150,8 +150,8 @@ def _warn_of_parts(folders: Sequence[Path]) -> None:
         other = first.setdefault(uid, folder) if uid else folder
         if other != folder:
             logger.warning(
-                "%s and %s: have files of one DICOM series, and each folder is segmented by itself; if they are parts of "
-                "one scan, put their files into one folder", other, folder,
+                "%s and %s: have files of one DICOM series, and each folder is segmented by itself; if they are parts "
+                "of one scan, put their files into one folder", other, folder,
             )  # fmt: skip
 
 

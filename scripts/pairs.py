@@ -47,7 +47,7 @@ def add_case(
     """
     folder = absolute(dataset_dir)
     if (folder / "dataset.json").exists():
-        raise InputError(f"{folder}: has a dataset.json, which lists its cases; give another folder, or add to the list")
+        raise InputError(f"{folder}: has a dataset.json, which lists its cases; give another folder, or add to that")
     source = Case(os.path.basename(os.path.normpath(image)), str(image), str(label))
     scan = read_scan(image, series)
     if os.path.isdir(label):
@@ -92,4 +92,5 @@ def _as_stored(image: np.ndarray) -> np.ndarray:
 
 
 def _find_names(folder: Path) -> list[re.Match]:
-    return [match for _, _, files in os.walk(folder, followlinks=True) for match in map(LITS_NAME.fullmatch, files) if match]
+    names = (name for _, _, files in os.walk(folder, followlinks=True) for name in files)
+    return [match for match in map(LITS_NAME.fullmatch, names) if match]

@@ -93,7 +93,8 @@ class Records:
     def begin(self, image: PathLike) -> None:
         """Note that a mask is being written: what the image has from now on until `write` is nobody's work."""
         record = self._read(self.path(image)) or {"image": str(image)}
-        write_text(self.path(image), json.dumps(record | {"source": self._place(image), "begun": True}, indent=2) + "\n")
+        record |= {"source": self._place(image), "begun": True}
+        write_text(self.path(image), json.dumps(record, indent=2) + "\n")
 
     def check_replaced(self, image: PathLike) -> None:
         """Raise `InputError` if the image has a mask by now that was not made here, or has been changed since."""
@@ -215,7 +216,7 @@ def own_images(
         skip_done: leave out images that have a mask which was made with the same config and weights.
 
     Raises:
-        InputError: if ``shard`` is nothing like that, or a mask would replace that of another image, or somebody's work.
+        InputError: if ``shard`` is nothing like that, or a mask would replace that of another image, or somebody's.
     """
     index, count = parse_shard(shard)
     own = list(images)[index::count]

@@ -165,7 +165,7 @@ def _choose_series(folder: str, found: dict[str, list[str]], chosen: str) -> lis
 def _sort_slices(slices: Sequence[Slice]) -> list[Slice]:
     """Return slices, without localizers, by their positions along their normal.
 
-    GDCM, which sorts them too, goes by their numbers where a localizer lies beside one of them: often from head to feet.
+    GDCM sorts them too, but by their numbers, often from head to feet, where a localizer lies beside one of them.
     """
     own = [image for image in slices if not image.is_scout]
     return sorted(own, key=lambda image: image.position_mm @ own[0].axes[:, 2])

@@ -17,8 +17,8 @@ from scripts.cases import (
     find_cases,
     find_repeated,
     is_label_map,
-    read_volume,
     list_cases,
+    read_volume,
 )
 from scripts.errors import InputError
 from scripts.headers import check_size

@@ -78,7 +78,8 @@ def test_what_is_no_pair_is_refused_by_name_and_nothing_is_written(tmp_path, ser
 
 def test_what_is_missing_is_said_by_name(tmp_path, series):
     mask = save(tmp_path / "mask.nii.gz", make_label(), DICOM_AFFINE)
-    for image, label, name in ((series, "no.nii", "no.nii"), ("no.nii", mask, "no.nii"), (tmp_path, mask, tmp_path), (series, series, f"{series}: is a folder")):
+    given = [(series, "no.nii", "no.nii"), ("no.nii", mask, "no.nii"), (tmp_path, mask, tmp_path)]
+    for image, label, name in (*given, (series, series, f"{series}: is a folder")):
         with pytest.raises(InputError, match=f"^{name}"):
             add_case(tmp_path / "mine", image, label)
 
@@ -86,7 +87,7 @@ def test_what_is_missing_is_said_by_name(tmp_path, series):
 def test_a_folder_with_a_list_of_its_cases_is_left_alone(tmp_path, series):
     mask = save(tmp_path / "mask.nii.gz", make_label(), DICOM_AFFINE)
     write_json(tmp_path / "mine" / "dataset.json", {"training": []})
-    with pytest.raises(InputError, match="mine: has a dataset.json, which lists its cases"):
+    with pytest.raises(InputError, match=r"mine: has a dataset\.json, which lists its cases"):
         add_case(tmp_path / "mine", series, mask)
 
 

@@ -815,7 +815,7 @@ def test_names_that_would_overwrite_each_other_s_files_are_refused(tmp_path, fin
 
 
 def test_the_tables_of_an_evaluation_are_not_written_over(finished):
-    with pytest.raises(InputError, match=r"evaluation: has the tables of an evaluation, some of the same names"):
+    with pytest.raises(InputError, match=r"evaluation: has an evaluation's tables, some of the same names"):
         write_report([str(folder) for folder in finished], str(finished[-1] / "evaluation"))
 
 

@@ -185,7 +185,7 @@ def write_report(folders: Sequence[str], output_dir: str, names: Sequence[str] |
         raise InputError(f"{output}: is a file; give a folder as --output_dir")
     is_of_run = any(output.resolve().parent == Path(folder).resolve() for folder in folders)
     if is_of_run and (output / "per_case.csv").exists():
-        raise InputError(f"{output}: has the tables of an evaluation, some of the same names; give another --output_dir")
+        raise InputError(f"{output}: has an evaluation's tables, some of the same names; give another --output_dir")
     parts = (show_test, show_cases, show_curves, show_tables)
     with rc_context({"text.parse_math": False}):  # names of runs and cases are no formulas
         sections = [show(runs, output) for show in tqdm(parts, desc="report", unit="part", disable=None)]
