@@ -103,7 +103,9 @@ class Records:
         record = self._read(path) or {}
         # records of version 0.15.0 and before have no sums; they were written after their masks
         is_old = "sum" not in record and "earlier" not in record and record
-        if not mask.is_file() or "begun" in record or (is_old and mask.stat().st_mtime <= path.stat().st_mtime):
+        if mask.is_symlink() or not mask.is_file() or "begun" in record:  # a link is replaced, not what it leads to
+            return
+        if is_old and mask.stat().st_mtime <= path.stat().st_mtime:
             return
         expected = record.get("sum", record.get("earlier"))
         if not is_old and expected is None:

@@ -137,7 +137,7 @@ SWITCHES = [name for name, each in inspect.signature(MPUNet).parameters.items() 
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_may_be_text_as_the_command_line_gives_it(name):
-    others = {"attention_heads": 2} if name == "attention_scaled" else {}
+    others = {"attention_heads": 2, "attention_reduction": 1} if name == "attention_scaled" else {}
     image = torch.randn(1, 1, 32, 32, 16, generator=torch.Generator().manual_seed(0))
 
     def run(value):

@@ -270,6 +270,10 @@ def test_a_resumed_training_is_that_without_a_break_to_the_bit(phantoms, tmp_pat
     for file, part in (("model.pt", None), ("last.pt", "network"), ("last.pt", "best")):
         whole, parts = (torch.load(folder / file, weights_only=True) for folder in folders.values())
         whole, parts = (whole, parts) if part is None else (whole[part], parts[part])
+        if part == "best":  # which says where it is
+            assert [best.pop("path") for best in (whole, parts)] == [
+                str(folders[name] / "model.pt") for name in folders
+            ]
         assert whole.keys() == parts.keys()
         for key, value in whole.items():
             same = (
