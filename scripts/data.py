@@ -255,7 +255,10 @@ def get_datalist(
     datalist_file = absolute(datalist_file)
     with idist.one_rank_first():
         if not datalist_file.exists():
-            return make_datalist(dataset_dir, datalist_file, seed, min_slices, skip_bad_cases)
+            datalist = make_datalist(dataset_dir, datalist_file, seed, min_slices, skip_bad_cases)
+            logger.info("%s: %s", datalist_file, _summarise(datalist["cases"]))
+            _warn_of_left_out(datalist)
+            return datalist
     datalist = read_json(datalist_file)
     if any(datalist.get(key) != value for key, value in DATALIST_FORMAT.items()):
         raise InputError(
@@ -267,7 +270,7 @@ def get_datalist(
         if datalist.get(key) != value:
             raise InputError(
                 f"{datalist_file}: was made with {key} {datalist.get(key)}, not {value}; give --{key} "
-                f"{datalist.get(key)}, or for another training another --output_dir or --datalist_file"
+                f"{datalist.get(key)}, or for another training another --output_dir (and --ckpt_path)"
             )
     for item in itertools.chain.from_iterable(datalist[section] for section in SECTIONS):
         for file in item.values():
@@ -286,6 +289,7 @@ def get_datalist(
                 f"{datalist_file}: has another image or label of {case.name} than {dataset_dir} has by now; delete the "
                 "former, or give another --datalist_file"
             )
+    _warn_of_left_out(datalist)
     gone = listed.keys() - {case.name for case in cases}
     if gone:
         text = "%s has %d cases that %s lacks by now; delete it to leave them out"
@@ -296,11 +300,21 @@ def get_datalist(
     return datalist
 
 
+def _warn_of_left_out(datalist: Mapping[str, Any]) -> None:
+    left_out = [row for row in datalist["cases"] if row["section"] is None]
+    if left_out:
+        first = ": ".join([left_out[0]["name"], *left_out[0]["findings"][:1]])
+        short = any(row["status"] == "dropped" for row in left_out)
+        hint = ", in a new --output_dir --min_slices 1 keeps short ones" if short else ""
+        logger.warning("left out %d of %d cases (%s)%s", len(left_out), len(datalist["cases"]), first, hint)
+
+
 def get_cases(datalist: dict[str, Any], section: str) -> list[dict[str, str]]:
     """Return a section's items ``{"image": path, "label": path}``. Raises `InputError` if it has none."""
     if not datalist.get(section):
         source = datalist.get("dataset_dir", "the datalist")
-        raise InputError(f"{source}: has no cases for {section}; add cases or give a datalist that has some")
+        hint = "; --section validation measures those" if section == "test" and datalist.get("validation") else ""
+        raise InputError(f"{source}: has no cases for {section}; give a datalist that has some{hint}")
     return datalist[section]
 
 
@@ -417,6 +431,8 @@ def add(dataset_dir: str, image: str, label: str, series: str = "") -> None:
     report = add_case(dataset_dir, image, label, series)
     measures = f"{report.slices} slices, liver {report.liver_ml:.1f} ml, of which tumour {report.tumor_ml:.1f} ml"
     print(f"{report.case.image} and {os.path.basename(report.case.label)}: {measures}", *report.findings, sep="\n")
+    if report.slices < PAPER_MIN_SLICES:
+        print(f"of fewer than {PAPER_MIN_SLICES} slices: trained on with --min_slices 1 alone")
 
 
 def main() -> None:

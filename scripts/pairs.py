@@ -49,9 +49,12 @@ def add_case(
     if (folder / "dataset.json").exists():
         raise InputError(f"{folder}: has a dataset.json, which lists its cases; give another folder, or add to that")
     source = Case(os.path.basename(os.path.normpath(image)), str(image), str(label))
-    scan = read_scan(image, series)
+    for path in (image, label):
+        if not os.path.exists(path):
+            raise InputError(f"{path}: no such file or folder")
     if os.path.isdir(label):
         raise InputError(f"{label}: is a folder; give a file of the mask, such as a NIfTI file")
+    scan = read_scan(image, series)
     try:
         mask = read_volume(str(label))
     except ValueError as error:

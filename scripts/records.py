@@ -117,6 +117,14 @@ class Records:
             remedy = "move it away, or give another --output_dir" + (", or --skip_done true" * self.is_done(image))
             raise InputError(f"{mask}: has been changed since it was made, and would be replaced; {remedy}")
 
+    def warn_of_corrected(self, images: Sequence[PathLike]) -> None:
+        """Say which masks of images that are done have been changed: what else there is of them is of before."""
+        for image in images:
+            record = self._read(self.path(image)) or {}
+            mask = self.output_dir / record.get("file", "")
+            if mask.is_file() and sha256(mask) != record.get("sum", sha256(mask)):
+                logger.warning("%s: has been changed since; its volumes, picture and DICOM SEG are of before", mask)
+
     def _place(self, path: PathLike) -> str:
         """Return where a file is, from the folder of outputs on if it can be said so: other processes know that."""
         folder, name = os.path.split(os.path.abspath(path))
@@ -226,6 +234,8 @@ def own_images(
     left = [item for item, is_done in zip(own, done, strict=True) if not (skip_done and is_done)]
     for item in left:
         records.check_replaced(item["image"])
+    if skip_done:
+        records.warn_of_corrected([item["image"] for item, is_done in zip(own, done, strict=True) if is_done])
     if len(own) < len(images):
         logger.info("%d of %d images are this process's", len(own), len(images))
     if len(left) < len(own):

@@ -280,6 +280,19 @@ def test_datalist_made_otherwise_is_not_reused(tmp_path, settings, message):
         get_datalist(**{"dataset_dir": lits, "datalist_file": tmp_path / "list.json", **settings})
 
 
+def test_what_is_left_out_is_said_in_every_run(tmp_path, caplog):
+    lits = save_lits(tmp_path / "lits", range(3))
+    save_case(lits, 7, image=set_voxel(make_image(), -1007)[..., :40], label=make_label()[..., :40])
+    for _ in range(2):
+        caplog.clear()
+        get_datalist(lits, tmp_path / "list.json")
+        (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert record.getMessage() == (
+            "left out 1 of 4 cases (volume-7: dropped: volume-7.nii: 40 slices, fewer than 48), in a new --output_dir "
+            "--min_slices 1 keeps short ones"
+        )
+
+
 def test_datalist_whose_file_is_gone_is_not_reused(tmp_path):
     lits = save_lits(tmp_path / "lits", range(2))
     get_datalist(lits, tmp_path / "list.json")

@@ -99,6 +99,10 @@ def test_the_command_says_what_it_wrote_and_what_is_doubtful(tmp_path, series, c
         f"{tmp_path}/mine/volume-0.nii.gz and segmentation-0.nii.gz: 48 slices, liver 0.0 ml, of which tumour 0.0 ml",
         "warning: mask.nii.gz: is empty: no liver and no tumour",
     ]
+    save(tmp_path / "short.nii", make_image()[..., :30])
+    save(tmp_path / "mask.nii", make_label()[..., :30])
+    data.add(tmp_path / "mine", tmp_path / "short.nii", tmp_path / "mask.nii")
+    assert capsys.readouterr().out.endswith("of fewer than 48 slices: trained on with --min_slices 1 alone\n")
 
 
 def test_what_a_header_does_not_say_is_said_before_it_is_written_anew(tmp_path):

@@ -393,3 +393,15 @@ def test_products_are_numpys_by_as_many_threads_as_pytorch_may_have(monkeypatch)
     monkeypatch.setattr(torch, "tensordot", lambda *args: called.append(args) or torch.zeros(1))
     multiply(a, b)
     assert len(called) == 1
+
+
+@pytest.mark.parametrize("variety", ["usual", "wide"])
+def test_phantoms_are_replaced_and_somebody_s_cases_are_not(tmp_path, variety):
+    settings = {"cases": 1, "seed": 0, "size": (32, 32, 32), "spacing": (9.0, 9.0, 9.0), "variety": variety}
+    ((volume, segmentation),) = write_phantoms(tmp_path, **settings)
+    write_phantoms(tmp_path, **settings)
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), segmentation)
+    before = volume.read_bytes(), segmentation.read_bytes()
+    with pytest.raises(InputError, match=r"segmentation-0\.nii\.gz: is there, and was not made by scripts\.phantom"):
+        write_phantoms(tmp_path, **settings)
+    assert (volume.read_bytes(), segmentation.read_bytes()) == before

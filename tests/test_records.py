@@ -292,7 +292,7 @@ def test_a_mask_that_was_not_made_here_is_not_replaced(tmp_path, archive, infer,
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mask]
 
 
-def test_a_mask_that_was_corrected_is_not_replaced_but_may_be_skipped(tmp_path, archive, infer):
+def test_a_mask_that_was_corrected_is_not_replaced_but_may_be_skipped(archive, infer, capfd):
     out = infer()
     mask = out / "b_seg.nii.gz"
     save_nifti(mask, make_image(make_mask(SHAPE)))
@@ -302,7 +302,10 @@ def test_a_mask_that_was_corrected_is_not_replaced_but_may_be_skipped(tmp_path, 
     assert f"{mask}: has been changed since it was made, and would be replaced" in str(find_input_error(caught.value))
     assert times(out) == before
     save_nifti(archive / "new.nii.gz", make_image(make_mask(SHAPE)))
+    capfd.readouterr()
     infer(skip_done=True)
+    said = capfd.readouterr()
+    assert f"{mask}: has been changed since; its volumes" in said.out + said.err
     assert {name: time for name, time in times(out).items() if name != "n"} == before
     assert "new" in names_in(table(out / "volumes.csv"))
 

@@ -21,6 +21,7 @@ from scripts.phantom.scan import check_grid, draw_patient_of_seed, make_phantom,
 from scripts.phantom.wide import LIVER_KINDS
 
 VARIETIES = ("usual", "wide")
+MARK = b"scripts.phantom"  # in the header of each file, of version 0.16.0 on: others are not replaced
 
 
 def write_phantoms(
@@ -40,7 +41,7 @@ def write_phantoms(
     there is also ``phantom-N.json``, the phantom's description.
 
     Args:
-        output_dir: folder, made if it is missing; files of the same names are replaced.
+        output_dir: folder, made if it is missing; phantoms of the same names are replaced.
         cases: how many patients.
         seed: not negative.
         size: as for `make_phantom`; without effect on wide ones.
@@ -54,7 +55,8 @@ def write_phantoms(
         The (volume, segmentation) paths.
 
     Raises:
-        InputError: an argument is out of range, or ``output_dir`` is a file.
+        InputError: an argument is out of range, or ``output_dir`` is a file, or has a case of that name that is none of
+            these.
     """
     check_whole("cases", cases, 1)
     check_whole("seed", seed, 0)
@@ -106,16 +108,26 @@ def _write_case(
     variety: str,
     case: int,
 ) -> tuple[Path, Path]:
+    pair = folder / f"volume-{case}.nii.gz", folder / f"segmentation-{case}.nii.gz"
+    for path in pair:
+        if path.exists() and not _is_phantom(path):
+            raise InputError(f"{path}: is there, and was not made by scripts.phantom; give another --output_dir")
     case_seed = find_case_seed(seed, case)
     if variety == "wide":
         phantom = make_wide_phantom(case_seed, spacing or (2.0, 2.0, 2.0))
         write_text(folder / f"phantom-{case}.json", json.dumps({"seed": case_seed, **phantom.description}) + "\n")
     else:
         phantom = make_phantom(case_seed, size, spacing)
-    pair = folder / f"volume-{case}.nii.gz", folder / f"segmentation-{case}.nii.gz"
     for path, voxels in zip(pair, (phantom.image, phantom.label), strict=True):
         _save_nifti(path, voxels, phantom.affine)
     return pair
+
+
+def _is_phantom(path: Path) -> bool:
+    try:
+        return nib.load(path).header["descrip"].tobytes().startswith(MARK)
+    except Exception:  # whatever a file that is no NIfTI makes nibabel run into
+        return False
 
 
 def _save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
@@ -123,5 +135,6 @@ def _save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
     nifti.set_sform(affine, code=1)
     nifti.set_qform(affine, code=1)
     nifti.header.set_xyzt_units("mm")
+    nifti.header["descrip"] = MARK
     with written_whole(path) as temporary:
         nib.save(nifti, temporary)
