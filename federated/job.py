@@ -69,8 +69,9 @@ def main(
     parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.json"))
     check_overrides(overrides, parser, "option of the job and no key of configs/train.json")
     parser.update(overrides)
+    config = merged_config(parser)
     for option in overrides:
-        refuse_unused(option, merged_config(parser))
+        refuse_unused(option, config)
     network = parser["network_def"]
     arguments = {key: parser.get_parsed_content(f"network_def::{key}") for key in network if not key.startswith("_")}
     set_determinism(parser.get_parsed_content("seed"))

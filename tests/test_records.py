@@ -327,27 +327,19 @@ def test_a_mask_without_the_end_of_its_record_is_made_again(tmp_path):
     records.check_replaced(image)
 
 
-def test_a_mask_of_before_an_image_could_not_be_read_is_known_if_it_was_not_changed(tmp_path):
+NO_SEG, HALF_COPIED = {"mask": "ct_seg.nii.gz", "reason": "no DICOM SEG"}, {"reason": "half copied"}
+
+
+@pytest.mark.parametrize("rows", [[NO_SEG], [{"mask": "ct_seg.nii.gz"}, HALF_COPIED, HALF_COPIED]])
+def test_the_mask_of_an_image_of_which_something_failed_is_replaced_if_it_was_not_changed(tmp_path, rows):
     image, mask = tmp_path / "ct.nii", tmp_path / "ct_seg.nii.gz"
     image.touch()
     mask.write_bytes(b"made")
     records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
-    records.write({"image": str(image), "mask": str(mask)})
-    for _ in range(2):
-        records.write({"image": str(image), "reason": "half copied"})
-    records.check_replaced(image)
-    mask.write_bytes(b"corrected")
-    with pytest.raises(InputError, match="has been changed since it was made"):
-        records.check_replaced(image)
-
-
-def test_a_corrected_mask_of_an_image_without_its_dicom_seg_is_not_replaced(tmp_path):
-    image, mask = tmp_path / "ct", tmp_path / "ct_seg.nii.gz"
-    image.mkdir()
-    mask.write_bytes(b"made")
-    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
     records.begin(image)
-    records.write({"image": str(image), "mask": str(mask), "reason": "no DICOM SEG"})
+    for row in rows:
+        places = {"image": str(image)} | ({"mask": str(mask)} if "mask" in row else {})
+        records.write(row | places)
     records.check_replaced(image)
     mask.write_bytes(b"corrected")
     with pytest.raises(InputError, match="has been changed since it was made"):
