@@ -423,8 +423,9 @@ def check(
 def add(dataset_dir: str, image: str, label: str, series: str = "") -> None:
     """Add a scan IMAGE (DICOM folder or file) and its mask LABEL (0, 1 liver, 2 tumour) to the cases of DATASET_DIR.
 
-    They are checked, and written as ``volume-N.nii.gz`` and ``segmentation-N.nii.gz`` with the next free number. SERIES
-    chooses one of several in a folder.
+    LABEL may be a DICOM SEG, or a .seg.nrrd of 3D Slicer, with segments named liver and tumor. Both are checked, and
+    written as ``volume-N.nii.gz`` and ``segmentation-N.nii.gz`` with the next free number. SERIES chooses one of
+    several in a folder.
     """
     from scripts.pairs import add_case  # takes seconds to import, and the other words never need it
 

@@ -1,7 +1,6 @@
 """How does somebody's own scan, of any format that is read here, with its mask become a case to train on?"""
 
 import os
-import re
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +20,8 @@ from scripts.cases import (
 from scripts.errors import InputError
 from scripts.files import written_whole
 from scripts.inference import CheckedLoadImaged
-from scripts.scans import ScanReader
+from scripts.scans import SERIES_UID, ScanReader, find_slices, is_dicom
+from scripts.segments import is_slicer_mask, read_dicom_seg, read_slicer_mask
 
 INT16 = np.iinfo(np.int16)
 
@@ -36,7 +36,8 @@ def add_case(
     Args:
         dataset_dir: a folder of such pairs, made if it is not there.
         image: a folder of a DICOM series, or a NIfTI, NRRD or MetaImage file, in HU.
-        label: a file of a mask on the image's grid: 0 background, 1 liver, 2 tumour.
+        label: a file of a mask on the image's grid: 0 background, 1 liver, 2 tumour; a DICOM SEG, or a ``.seg.nrrd`` of
+            3D Slicer, by the names of its segments, see `scripts.segments`.
         series: which of several in a folder; see `scripts.scans.read_dicom_series`.
 
     Returns:
@@ -53,22 +54,25 @@ def add_case(
         if not os.path.exists(path):
             raise InputError(f"{path}: no such file or folder")
     if os.path.isdir(label):
-        raise InputError(f"{label}: is a folder; give a file of the mask, such as a NIfTI file")
+        raise InputError(f"{label}: is a folder; give a file of the mask, such as a NIfTI file or a DICOM SEG")
     scan = read_scan(image, series)
-    try:
-        mask = read_volume(str(label))
-    except ValueError as error:
-        raise InputError(f"{label}: {error}") from error
+    mask = _read_mask(label, scan, image, series)
     report = check_volumes(source, scan, mask, min_slices=0)
     for finding in report.findings:
         if finding.severity == "error":
             raise InputError(f"{finding.file}: {finding.reason}")
-    number = 1 + max((int(match[2]) for match in _find_names(folder)), default=-1)
+    found = _find_files(folder)
+    for file in (file for file, kind, _ in found if kind == "volume"):
+        if _is_same(file, scan):
+            raise InputError(
+                f"{image}: is there already, as {file}; to give it another mask, remove it and its mask first"
+            )
+    number = 1 + max((number for _, _, number in found), default=-1)
     pair = [folder / f"{kind}-{number}.nii.gz" for kind in ("volume", "segmentation")]
     classes = turn_to_match(mask, scan).array.astype(np.uint8)
-    for path, voxels in zip(reversed(pair), (classes, _as_stored(scan.array)), strict=True):
-        with written_whole(path) as temporary:
-            nib.save(nib.Nifti1Image(voxels, scan.affine), temporary)
+    with written_whole(pair[0]) as image_file, written_whole(pair[1]) as label_file:  # both, or none
+        nib.save(nib.Nifti1Image(_as_stored(scan.array), scan.affine), image_file)
+        nib.save(nib.Nifti1Image(classes, scan.affine), label_file)
     of_headers = [
         Finding("warning", file, reason)
         for file, volume in ((source.image, scan), (source.label, mask))
@@ -82,6 +86,10 @@ def read_scan(path: str | os.PathLike, series: str = "") -> Volume:
     if os.path.isdir(path):
         image = CheckedLoadImaged("image", check_hu=False, reader=ScanReader(series))({"image": str(path)})["image"]
         return Volume(image.numpy(), image.affine.numpy())
+    return _read_file(path)
+
+
+def _read_file(path: str | os.PathLike) -> Volume:
     try:
         return read_volume(str(path))
     except ValueError as error:
@@ -94,6 +102,27 @@ def _as_stored(image: np.ndarray) -> np.ndarray:
     return image.astype(np.int16 if fits else np.float32)
 
 
-def _find_names(folder: Path) -> list[re.Match]:
-    names = (name for _, _, files in os.walk(folder, followlinks=True) for name in files)
-    return [match for match in map(LITS_NAME.fullmatch, names) if match]
+def _find_files(folder: Path) -> list[tuple[Path, str, int]]:
+    """Return each file that has a name of a case, its kind and its number."""
+    files = [Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in sorted(names)]
+    matches = ((file, LITS_NAME.fullmatch(file.name)) for file in files)
+    return [(file, match[1], int(match[2])) for file, match in matches if match]
+
+
+def _is_same(file: Path, scan: Volume) -> bool:
+    """Return whether a file that is there has the voxels of ``scan``; one that cannot be read has not."""
+    try:
+        nifti = nib.load(file)
+        if nifti.shape != scan.array.shape or not np.allclose(nifti.affine, scan.affine, atol=1e-3):
+            return False
+        return np.array_equal(np.asanyarray(nifti.dataobj), scan.array)
+    except Exception:  # whatever a damaged one makes nibabel run into, which the check of the data says
+        return False
+
+
+def _read_mask(label: str | os.PathLike, scan: Volume, image: str | os.PathLike, series: str) -> Volume:
+    if is_dicom(Path(label)):
+        uid = find_slices(image, series)[0].tags[SERIES_UID] if os.path.isdir(image) else ""
+        return read_dicom_seg(label, scan, uid)
+    mask = _read_file(label)
+    return read_slicer_mask(label, mask, scan) if is_slicer_mask(label) else mask

@@ -114,7 +114,11 @@ class Records:
                 "it away, or give another --output_dir"
             )
         if is_old or sha256(mask) != expected:
-            remedy = "move it away, or give another --output_dir" + (", or --skip_done true" * self.is_done(image))
+            remedy = "move it away, or give another --output_dir"
+            if self.is_done(image):
+                remedy += ", or --skip_done true"
+            elif record.get("made_with") != self.made_with:
+                remedy += " (--skip_done leaves it out with the settings and weights of before alone)"
             raise InputError(f"{mask}: has been changed since it was made, and would be replaced; {remedy}")
 
     def warn_of_corrected(self, images: Sequence[PathLike]) -> None:

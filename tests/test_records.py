@@ -342,8 +342,11 @@ def test_the_mask_of_an_image_of_which_something_failed_is_replaced_if_it_was_no
         records.write(row | places)
     records.check_replaced(image)
     mask.write_bytes(b"corrected")
-    with pytest.raises(InputError, match="has been changed since it was made"):
+    with pytest.raises(InputError, match=r"has been changed since it was made.* another --output_dir$"):
         records.check_replaced(image)
+    (tmp_path / "other.pt").write_bytes(b"other weights")
+    with pytest.raises(InputError, match="with the settings and weights of before alone"):
+        Records(tmp_path, tmp_path, tmp_path / "other.pt").check_replaced(image)
 
 
 @pytest.mark.parametrize("row", [{"mask": "ct_seg.nii.gz"}, {"reason": "damaged"}])

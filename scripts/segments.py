@@ -1,0 +1,208 @@
+"""Which segments of a mask that a viewer saved are the liver's, which a tumour's, and where in the scan do they lie?
+
+Asked of a DICOM SEG, as OHIF and archives have it, and of 3D Slicer's ``.seg.nrrd``. No voxel is resampled.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import itk
+import nibabel as nib
+import numpy as np
+from monai.config import PathLike
+
+from scripts.cases import Volume
+from scripts.errors import InputError
+from scripts.scans import SLICE_TOLERANCE, import_highdicom
+
+SLICER_SUFFIX = ".seg.nrrd"
+LIVER_WORDS = {"liver", "hepatic", "hepar"}
+TUMOR_WORDS = {
+    "tumor", "tumors", "tumour", "tumours", "neoplasm", "neoplasms", "lesion", "lesions", "metastasis", "metastases",
+    "met", "mets", "carcinoma", "cancer", "malignancy", "mass", "masses", "nodule", "nodules", "hcc", "hepatoma",
+}  # fmt: skip
+EMPTY_WORDS = {
+    "segment", "segmentation", "mask", "label", "tissue", "organ", "whole", "primary", "secondary", "malignant",
+}  # fmt: skip
+MAX_LISTED = 5
+STEP_TOLERANCE = 0.05  # of a voxel, of the step from one to the next
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def find_class(*names: str) -> int | None:
+    """Return the class that the first of ``names`` with a meaning says: 1 liver, 2 tumour, 0 other; None if none does.
+
+    A tumour is one of the liver, or of no organ that is named: "Lesion 2", not "kidney tumour".
+    """
+    for name in names:
+        words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} - EMPTY_WORDS
+        if words:
+            return 0 if words - LIVER_WORDS - TUMOR_WORDS else 2 if words & TUMOR_WORDS else 1
+    return None
+
+
+def take_segments(file: PathLike, names: Mapping[int, Sequence[str]]) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Return the class of each segment that is taken, and warnings of what is not, or is taken for the liver.
+
+    Args:
+        file: where they are from.
+        names: of each segment, by its number: its label, the type of what it shows.
+
+    Raises:
+        InputError: if none is the liver's.
+    """
+    classes = {number: find_class(*said) for number, said in names.items()}
+    if len(classes) == 1 and 2 not in classes.values():  # somebody gave it for a mask of the liver
+        ((number, known),) = classes.items()
+        doubt = f"its only segment, {names[number][0]}, is taken for the liver's"
+        return {number: 1}, (doubt,) if known == 0 else ()
+    if 1 not in classes.values():
+        labels = _listed(said[0] for said in names.values())
+        raise InputError(f"{file}: has no segment named liver, but {labels}; name it so, and its tumours tumor")
+    others = _listed(names[number][0] for number, known in classes.items() if not known)
+    taken = {number: known for number, known in classes.items() if known}
+    return taken, (f"of its segments {others} not taken: neither liver nor its tumours, by name",) if others else ()
+
+
+def _listed(labels: Iterable[str]) -> str:
+    labels = list(labels)
+    return ", ".join(labels[:MAX_LISTED]) + (", ..." if len(labels) > MAX_LISTED else "")
+
+
+class _Canvas(NamedTuple):
+    """The grid of a scan, onto which segments of ``file`` are put by where they lie in mm."""
+
+    file: PathLike
+    classes: np.ndarray
+    to_voxels: np.ndarray
+
+    def put(self, voxels: np.ndarray, affine: np.ndarray, kind: int) -> None:
+        """Put ``kind`` where ``voxels`` (N, 3) of a grid with this ``affine`` to RAS are; a tumour stays.
+
+        An axis along which all are 0, as that of a single frame, may have any step.
+        """
+        if not len(voxels):
+            return
+        to_own = self.to_voxels @ affine
+        steps = np.abs(to_own[:3, :3])[:, voxels.any(0)]
+        places = nib.affines.apply_affine(to_own, voxels)
+        nearest = np.rint(places).astype(int)
+        is_other = steps.size and np.abs(steps.max(0) - 1).max() > STEP_TOLERANCE
+        if is_other or np.abs(places - nearest).max() > SLICE_TOLERANCE:
+            raise InputError(
+                f"{self.file}: its voxels are not those of its image; give the image that it was drawn on, or export "
+                "it with that as reference"
+            )
+        if (nearest < 0).any() or (nearest >= self.classes.shape).any():
+            raise InputError(f"{self.file}: reaches beyond its image; give the image that it was drawn on")
+        index = tuple(nearest.T)
+        self.classes[index] = np.maximum(self.classes[index], kind)
+
+
+def _canvas(file: PathLike, scan: Volume) -> _Canvas:
+    return _Canvas(file, np.zeros(scan.array.shape, np.uint8), np.linalg.inv(scan.affine))
+
+
+def read_dicom_seg(file: PathLike, scan: Volume, series_uid: str = "") -> Volume:
+    """Return the mask in a DICOM SEG on the grid of its scan: 0 background, 1 liver, 2 tumour.
+
+    Args:
+        file: a DICOM SEG, binary, fractional (a half or more is inside) or a label map.
+        scan: what it is of.
+        series_uid: of the scan; if the SEG refers to others alone, its warnings say so.
+
+    Raises:
+        InputError: if highdicom is not installed, the file is no DICOM SEG, has no liver, or lies on another grid.
+    """
+    highdicom = import_highdicom()
+    canvas = _canvas(file, scan)
+    try:
+        seg = highdicom.seg.segread(file)
+        described = {number: seg.get_segment_description(number) for number in seg.segment_numbers if number}
+        names = {k: (str(v.segment_label), str(v.segmented_property_type.meaning)) for k, v in described.items()}
+        taken, warnings = take_segments(file, names)
+        for index in range(int(seg.NumberOfFrames)):
+            _put_frame(canvas, seg, index, taken)
+        references = {item.SeriesInstanceUID for item in seg.get("ReferencedSeriesSequence", ())}
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # whatever pydicom and highdicom find wrong
+        raise InputError(
+            f"{file}: cannot be read as a DICOM SEG ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "export it again, or as a NIfTI file"
+        ) from error
+    if series_uid and references and series_uid not in references:
+        warnings += ("it refers to another series than that of its image",)
+    return Volume(canvas.classes, scan.affine, warnings)
+
+
+def _put_frame(canvas: _Canvas, seg: Any, index: int, taken: Mapping[int, int]) -> None:
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    own = seg.PerFrameFunctionalGroupsSequence[index]
+
+    def find(name: str) -> Any:
+        return (own if name in own else shared)[name].value[0]
+
+    axes = np.array(find("PlaneOrientationSequence").ImageOrientationPatient, float).reshape(2, 3)
+    down_mm, along_mm = map(float, find("PixelMeasuresSequence").PixelSpacing)  # from row to row, column to column
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = axes[0] * along_mm, axes[1] * down_mm, np.cross(*axes)
+    affine[:3, 3] = np.array(find("PlanePositionSequence").ImagePositionPatient, float)
+    affine = RAS_TO_LPS @ affine
+    numbers = set(taken)
+    if seg.SegmentationType != "LABELMAP":
+        numbers &= {find("SegmentIdentificationSequence").ReferencedSegmentNumber}
+    if not numbers:
+        return
+    pixels = seg.get_stored_frame(index + 1)
+    for number in numbers:
+        if seg.SegmentationType == "LABELMAP":
+            inside = pixels == number
+        else:
+            inside = pixels >= (seg.MaximumFractionalValue if seg.SegmentationType == "FRACTIONAL" else 1) / 2
+        rows, columns = np.nonzero(inside)
+        canvas.put(np.stack([columns, rows, np.zeros_like(rows)], 1), affine, taken[number])
+
+
+def read_slicer_mask(file: PathLike, mask: Volume, scan: Volume) -> Volume:
+    """Return what 3D Slicer saved on the grid of its scan, its classes by the names of its segments.
+
+    Slicer numbers segments as they were made, and may cut off what is empty. If the names say nothing ("Segment_1"),
+    as of a mask that was opened as such, its numbers are the classes.
+
+    Args:
+        file: a ``.seg.nrrd``.
+        mask: what `scripts.cases.read_volume` reads of it.
+        scan: what it is of.
+
+    Raises:
+        InputError: if it has no liver, or lies on another grid.
+    """
+    dictionary = _read_dictionary(file)
+    names, warnings = {}, ()
+    for key, value in dictionary.items():
+        if match := re.fullmatch(r"(Segment\d+)_LabelValue", key):
+            names[int(value)] = (dictionary.get(f"{match[1]}_Name", value),)
+    if any(find_class(*said) is not None for said in names.values()):
+        taken, warnings = take_segments(file, names)
+    else:
+        taken = {int(number): int(number) for number in np.unique(mask.array) if number}
+    canvas = _canvas(file, scan)
+    for number, kind in taken.items():
+        canvas.put(np.argwhere(mask.array == number), mask.affine, kind)
+    return Volume(canvas.classes, scan.affine, warnings)
+
+
+def _read_dictionary(file: PathLike) -> dict[str, str]:
+    io = itk.ImageIOFactory.CreateImageIO(str(file), itk.CommonEnums.IOFileMode_ReadMode)
+    io.SetFileName(str(file))
+    io.ReadImageInformation()
+    dictionary = io.GetMetaDataDictionary()
+    return {key: dictionary[key] for key in dictionary.GetKeys() if isinstance(dictionary[key], str)}
+
+
+def is_slicer_mask(file: PathLike) -> bool:
+    """Return whether a file has the name that 3D Slicer gives to segmentations."""
+    return Path(file).name.lower().endswith(SLICER_SUFFIX)

@@ -1,0 +1,255 @@
+"""A mask that a viewer saved comes onto its scan, to the voxel, and its segments are known by their names."""
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.cases import Volume
+from scripts.dicom_seg import describe_segments, level, make_segmentation, read_algorithm, read_headers
+from scripts.errors import InputError
+from scripts.pairs import add_case, read_scan
+from scripts.scans import find_slices
+from scripts.segments import find_class, is_slicer_mask, read_dicom_seg, read_slicer_mask, take_segments
+from tests.dicoms import ROOT_UID, write_series
+from tests.niftis import AFFINE, make_image, make_label
+from tests.test_scans import DIRECTIONS
+
+LIVER_HU, TUMOR_HU = 150, 190
+CLASSES = ("background", "liver", "tumor")
+
+
+def make_scan(shape=(24, 20, 16)):
+    """Boxes that no flip, swap or rotation maps onto themselves: liver in two, in one of them tumour."""
+    scan = np.full(shape, -1000, np.int16)
+    scan[2:9, 3:6, 4:12] = LIVER_HU
+    scan[12:18, 8:16, 6:8] = LIVER_HU
+    scan[12:15, 9:11, 7] = TUMOR_HU
+    return scan
+
+
+SCAN = make_scan()
+
+
+def mask_of(scan):
+    return ((scan.array == LIVER_HU) + 2 * (scan.array == TUMOR_HU)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("liver",), 1),
+        (("LIVER", "Organ"), 1),
+        (("Segment_1", "Liver"), 1),
+        (("Lesion 2",), 2),
+        (("liver_tumor",), 2),
+        (("LiverTumor",), 2),
+        (("Liver mets", "Tissue"), 2),
+        (("HCC",), 2),
+        (("Segment 3", "Primary neoplasm"), 2),
+        (("Kidney tumor", "Neoplasm"), 0),
+        (("masseter_left",), 0),
+        (("liver_vessels",), 0),
+        (("liver without tumor",), 0),
+        (("Spleen", "Liver"), 0),
+        (("Segment_1", "Tissue"), None),
+        (("", ""), None),
+    ],
+)
+def test_a_name_says_which_class_a_segment_is(names, expected):
+    assert find_class(*names) == expected
+
+
+def test_segments_of_other_things_are_not_taken_and_listed():
+    names = {number: (name,) for number, name in enumerate(("Spleen", "Liver", "Lesion", *"ABCDE"), start=1)}
+    taken, (warning,) = take_segments("seg.dcm", names)
+    assert taken == {2: 1, 3: 2}
+    assert warning == "of its segments Spleen, A, B, C, D, ... not taken: neither liver nor its tumours, by name"
+
+
+@pytest.mark.parametrize(("name", "warnings"), [("Segment_1", 0), ("Liver", 0), ("Spleen", 1)])
+def test_a_sole_segment_is_the_livers_but_said_if_its_name_is_another(name, warnings):
+    taken, said = take_segments("seg.dcm", {7: (name,)})
+    assert taken == {7: 1} and len(said) == warnings
+    assert all("its only segment, Spleen, is taken for the liver's" in warning for warning in said)
+
+
+@pytest.mark.parametrize("names", [("Tumor",), ("Tumor", "Lesion"), ("Segment_1", "Segment_2"), ()])
+def test_segments_without_a_liver_are_refused_by_name(names):
+    with pytest.raises(InputError, match=f"^seg.dcm: has no segment named liver, but {', '.join(names)}; name it so"):
+        take_segments("seg.dcm", {number: (name,) for number, name in enumerate(names, start=1)})
+
+
+class TestDicomSeg:
+    """They need highdicom, which clients with packages of their own do not have."""
+
+    @pytest.fixture(autouse=True)
+    def imported(self):
+        self.pydicom = pytest.importorskip("pydicom", reason="highdicom is not installed")
+        self.highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed")
+
+    def segment(self, folder, mask=None, kind="BINARY"):
+        """Write the true mask of a series as a SEG of some type."""
+        mask = mask_of(read_scan(folder)) if mask is None else mask
+        (folder.parent / "model.pt").write_bytes(b"weights")
+        algorithm = read_algorithm(folder.parent / "model.pt")
+        file = folder.with_name(f"{folder.name}_seg.dcm")
+        if kind == "BINARY":
+            make_segmentation(folder, mask, CLASSES, algorithm).save_as(file)
+            return file
+        pixels = mask.transpose(2, 1, 0)
+        if kind == "FRACTIONAL":
+            pixels = np.stack([0.75 * (pixels == 1) + 0.25 * (pixels == 2), pixels == 2], -1).astype(np.float32)
+        slices = find_slices(folder)
+        headers = read_headers([image.file for image in slices])
+        level(headers, slices)
+        self.highdicom.seg.Segmentation(
+            headers, pixels, kind, describe_segments(CLASSES, algorithm), self.highdicom.UID(), 1, self.highdicom.UID(),
+            1, "maker", "model", "1", "0",
+        ).save_as(file)  # fmt: skip
+        return file
+
+    def rename(self, file, *names):
+        """Give the segments of a SEG other labels, and a type that says nothing."""
+        seg = self.pydicom.dcmread(file)
+        for item, name in zip(seg.SegmentSequence, names, strict=True):
+            item.SegmentLabel = name
+            item.SegmentedPropertyTypeCodeSequence[0].CodeMeaning = "Tissue"
+        seg.save_as(file)
+        return file
+
+    @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
+    @pytest.mark.parametrize("direction", DIRECTIONS)
+    def test_it_is_read_onto_the_grid_of_its_scan(self, tmp_path, direction, kind):
+        row, column, normal = DIRECTIONS[direction]
+        step_mm = np.multiply(normal, 2.5)
+        write_series(tmp_path / "ct", SCAN, step_mm=step_mm, start_mm=(7, -3, 11), axes=(*row, *column))
+        scan = read_scan(tmp_path / "ct")
+        mask = read_dicom_seg(self.segment(tmp_path / "ct", kind=kind), scan, f"{ROOT_UID}.2.1")
+        np.testing.assert_array_equal(mask.array, mask_of(scan))
+        np.testing.assert_array_equal(mask.affine, scan.affine)
+        assert mask.warnings == ()
+
+    @pytest.mark.parametrize("false_mm", [None, "1", "5"])
+    def test_a_tilted_gantry_and_false_distances_do_not_mislead(self, tmp_path, false_mm):
+        write_series(tmp_path / "ct", SCAN, step_mm=(0, 0.7, 2))
+        scan, file = read_scan(tmp_path / "ct"), self.segment(tmp_path / "ct")
+        seg = self.pydicom.dcmread(file)
+        measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        if false_mm:
+            measures.SpacingBetweenSlices = false_mm
+        else:
+            del measures.SpacingBetweenSlices
+        seg.save_as(file)
+        np.testing.assert_array_equal(read_dicom_seg(file, scan).array, mask_of(scan))
+
+    def test_rounded_positions_do_not_mislead(self, tmp_path):
+        files = write_series(tmp_path / "ct", SCAN, step_mm=(0, 0, 0.625))
+        for file in files:
+            header = self.pydicom.dcmread(file)
+            header.ImagePositionPatient = [round(value, 1) for value in header.ImagePositionPatient]
+            header.save_as(file)
+        scan = read_scan(tmp_path / "ct")
+        np.testing.assert_array_equal(read_dicom_seg(self.segment(tmp_path / "ct"), scan).array, mask_of(scan))
+
+    def test_a_segment_of_one_slice_is_read(self, tmp_path):
+        write_series(tmp_path / "ct", SCAN, step_mm=(0, 0, 2.5))
+        scan = read_scan(tmp_path / "ct")
+        mask = np.zeros(SCAN.shape, np.uint8)
+        mask[4:9, 5, 11] = 1
+        np.testing.assert_array_equal(read_dicom_seg(self.segment(tmp_path / "ct", mask), scan).array, mask)
+
+    def test_a_tumour_is_one_whatever_the_order_of_segments(self, tmp_path):
+        write_series(tmp_path / "ct", SCAN)
+        scan = read_scan(tmp_path / "ct")
+        mask = read_dicom_seg(self.rename(self.segment(tmp_path / "ct"), "Metastasis 1", "Liver"), scan)
+        np.testing.assert_array_equal(mask.array, np.array([0, 2, 1])[mask_of(scan)])
+
+    def test_one_of_another_series_is_said_to_be(self, tmp_path):
+        write_series(tmp_path / "ct", SCAN, series=1)
+        write_series(tmp_path / "late", SCAN, series=2)
+        (warning,) = read_dicom_seg(self.segment(tmp_path / "ct"), read_scan(tmp_path / "late"), "1.2.3").warnings
+        assert warning == "it refers to another series than that of its image"
+
+    @pytest.mark.parametrize(
+        ("other", "reason"),
+        [
+            ({"start_mm": (0.7, 0, 0)}, "its voxels are not those of its image"),
+            ({"spacing_mm": (0.75, 0.75)}, "its voxels are not those of its image"),
+            ({"step_mm": (0, 0, 1.3)}, "its voxels are not those of its image"),
+            ({"start_mm": (0, 0, 6)}, "reaches beyond its image"),
+        ],
+    )
+    def test_one_of_another_scan_is_refused(self, tmp_path, other, reason):
+        write_series(tmp_path / "ct", SCAN)
+        write_series(tmp_path / "other", SCAN, **other)
+        with pytest.raises(InputError, match=f"^{tmp_path}/ct_seg.dcm: {reason}"):
+            read_dicom_seg(self.segment(tmp_path / "ct"), read_scan(tmp_path / "other"))
+
+    def test_another_object_is_refused_in_one_line(self, tmp_path):
+        (file, *_) = write_series(tmp_path / "ct", SCAN)
+        with pytest.raises(InputError, match=f"^{file}: cannot be read as a DICOM SEG .*; export it again") as caught:
+            read_dicom_seg(file, read_scan(tmp_path / "ct"))
+        assert "\n" not in str(caught.value)
+
+    def test_a_series_and_its_seg_become_a_case(self, tmp_path):
+        write_series(tmp_path / "ct", make_image(), step_mm=(0, 0, 2))
+        report = add_case(tmp_path / "mine", tmp_path / "ct", self.segment(tmp_path / "ct", make_label()))
+        assert (report.status, report.findings) == ("ok", ())
+        np.testing.assert_array_equal(np.asanyarray(nib.load(report.case.label).dataobj), make_label())
+
+
+def write_slicer_mask(file, array, names, start=(0, 0, 0)):
+    """Write voxels as 3D Slicer does: LPS, a field of the header for every segment's name and number."""
+    image = itk.image_from_array(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    image.SetSpacing([1.5, 1.5, 2.0])
+    image.SetOrigin([float(v) for v in np.multiply(start, (-1.5, -1.5, 2.0))])
+    image.SetDirection(itk.matrix_from_array(np.diag([-1.0, -1.0, 1.0])))
+    dictionary = image.GetMetaDataDictionary()
+    for index, (number, name) in enumerate(names.items()):
+        dictionary[f"Segment{index}_LabelValue"], dictionary[f"Segment{index}_Name"] = str(number), name
+    itk.imwrite(image, str(file), compression=True)
+    return file
+
+
+def read_slicer(file):
+    from scripts.cases import read_volume
+
+    return read_slicer_mask(file, read_volume(str(file)), Volume(make_image(), AFFINE))
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        ({1: "liver", 2: "tumor"}, (1, 2)),
+        ({1: "Metastasis", 2: "Liver"}, (2, 1)),
+        ({1: "Segment_1", 2: "Segment_2"}, (1, 2)),
+        ({}, (1, 2)),
+        ({5: "Liver", 9: "Tumor"}, (5, 9)),
+    ],
+)
+@pytest.mark.parametrize("start", [(0, 0, 0), (3, 3, 20)], ids=["whole", "cut off"])
+def test_what_slicer_saved_has_its_classes_by_name_and_comes_onto_its_scan(tmp_path, names, values, start):
+    stored = np.array([0, *values], np.uint8)[make_label()][tuple(slice(first, None) for first in start)]
+    mask = read_slicer(write_slicer_mask(tmp_path / "Segmentation.seg.nrrd", stored, names, start))
+    np.testing.assert_array_equal(mask.array, make_label())
+    np.testing.assert_array_equal(mask.affine, AFFINE)
+    assert mask.warnings == ()
+
+
+def test_a_case_is_made_of_what_slicer_saved(tmp_path):
+    image = tmp_path / "ct.nii"
+    nib.save(nib.Nifti1Image(make_image(), AFFINE), image)
+    swapped = np.array([0, 2, 1], np.uint8)[make_label()][..., 15:]
+    file = write_slicer_mask(tmp_path / "ct.SEG.nrrd", swapped, {1: "tumor", 2: "liver"}, (0, 0, 15))
+    assert is_slicer_mask(file) and not is_slicer_mask("ct.nrrd")
+    report = add_case(tmp_path / "mine", image, file)
+    assert (report.status, report.findings) == ("ok", ())
+    np.testing.assert_array_equal(np.asanyarray(nib.load(report.case.label).dataobj), make_label())
+
+
+def test_what_slicer_saved_on_another_scan_is_refused(tmp_path):
+    for start, reason in (((0.5, 0, 0), "its voxels are not those of its image"), ((9, 0, 0), "reaches beyond its")):
+        file = write_slicer_mask(tmp_path / "a.seg.nrrd", make_label(), {}, start)
+        with pytest.raises(InputError, match=f"^{file}: {reason}"):
+            read_slicer(file)
