@@ -1,4 +1,4 @@
-# Every target sets itself up in .venv first; all it needs is Python 3.10 to 3.12.
+# Every target sets itself up in .venv first; all it needs is Python 3.10 to 3.12, for label and test-clients 3.11 or 3.12.
 PYTHON ?= python3
 VENV = .venv
 RUN = $(VENV)/bin/python
