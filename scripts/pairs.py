@@ -19,9 +19,10 @@ from scripts.cases import (
 )
 from scripts.errors import InputError
 from scripts.files import written_whole
+from scripts.headers import NRRD_SUFFIXES
 from scripts.inference import CheckedLoadImaged
 from scripts.scans import SERIES_UID, ScanReader, find_slices, is_dicom
-from scripts.segments import is_slicer_mask, read_dicom_seg, read_slicer_mask
+from scripts.segments import read_dicom_seg, read_slicer_mask, read_slicer_names
 
 INT16 = np.iinfo(np.int16)
 
@@ -36,8 +37,8 @@ def add_case(
     Args:
         dataset_dir: a folder of such pairs, made if it is not there.
         image: a folder of a DICOM series, or a NIfTI, NRRD or MetaImage file, in HU.
-        label: a file of a mask on the image's grid: 0 background, 1 liver, 2 tumour; a DICOM SEG, or a ``.seg.nrrd`` of
-            3D Slicer, by the names of its segments, see `scripts.segments`.
+        label: a file of a mask on the image's grid: 0 background, 1 liver, 2 tumour; a DICOM SEG, or an NRRD file
+            of 3D Slicer's segmentations, by the names of its segments, see `scripts.segments`.
         series: which of several in a folder; see `scripts.scans.read_dicom_series`.
 
     Returns:
@@ -70,9 +71,14 @@ def add_case(
     number = 1 + max((number for _, _, number in found), default=-1)
     pair = [folder / f"{kind}-{number}.nii.gz" for kind in ("volume", "segmentation")]
     classes = turn_to_match(mask, scan).array.astype(np.uint8)
-    with written_whole(pair[0]) as image_file, written_whole(pair[1]) as label_file:  # both, or none
-        nib.save(nib.Nifti1Image(_as_stored(scan.array), scan.affine), image_file)
-        nib.save(nib.Nifti1Image(classes, scan.affine), label_file)
+    try:
+        for path, voxels in zip(pair, (_as_stored(scan.array), classes), strict=True):
+            with written_whole(path) as temporary:
+                nib.save(nib.Nifti1Image(voxels, scan.affine), temporary)
+    except BaseException:  # both, or none: one without the other stops every training
+        for path in pair:
+            path.unlink(missing_ok=True)
+        raise
     of_headers = [
         Finding("warning", file, reason)
         for file, volume in ((source.image, scan), (source.label, mask))
@@ -110,13 +116,12 @@ def _find_files(folder: Path) -> list[tuple[Path, str, int]]:
 
 
 def _is_same(file: Path, scan: Volume) -> bool:
-    """Return whether a file that is there has the voxels of ``scan``; one that cannot be read has not."""
+    """Return whether a file that is there has the voxels of ``scan``, in any order of axes; a damaged one has not."""
     try:
-        nifti = nib.load(file)
-        if nifti.shape != scan.array.shape or not np.allclose(nifti.affine, scan.affine, atol=1e-3):
+        if sorted(nib.load(file).shape) != sorted(scan.array.shape):  # of the header alone
             return False
-        return np.array_equal(np.asanyarray(nifti.dataobj), scan.array)
-    except Exception:  # whatever a damaged one makes nibabel run into, which the check of the data says
+        return np.array_equal(turn_to_match(read_volume(str(file)), scan).array, scan.array)
+    except Exception:  # whatever nibabel runs into, which the check of the data says
         return False
 
 
@@ -124,5 +129,6 @@ def _read_mask(label: str | os.PathLike, scan: Volume, image: str | os.PathLike,
     if is_dicom(Path(label)):
         uid = find_slices(image, series)[0].tags[SERIES_UID] if os.path.isdir(image) else ""
         return read_dicom_seg(label, scan, uid)
+    names = read_slicer_names(label) if str(label).lower().endswith(NRRD_SUFFIXES) else {}
     mask = _read_file(label)
-    return read_slicer_mask(label, mask, scan) if is_slicer_mask(label) else mask
+    return read_slicer_mask(label, names, mask, scan) if names else mask

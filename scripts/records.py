@@ -117,7 +117,7 @@ class Records:
             remedy = "move it away, or give another --output_dir"
             if self.is_done(image):
                 remedy += ", or --skip_done true"
-            elif record.get("made_with") != self.made_with:
+            elif "mask" in record and "reason" not in record and record["made_with"] != self.made_with:
                 remedy += " (--skip_done leaves it out with the settings and weights of before alone)"
             raise InputError(f"{mask}: has been changed since it was made, and would be replaced; {remedy}")
 

@@ -1,11 +1,11 @@
 """Which segments of a mask that a viewer saved are the liver's, which a tumour's, and where in the scan do they lie?
 
-Asked of a DICOM SEG, as OHIF and archives have it, and of 3D Slicer's ``.seg.nrrd``. No voxel is resampled.
+Asked of a DICOM SEG, as OHIF and archives have it, and of the NRRD files of 3D Slicer's segmentations (``.seg.nrrd``).
+No voxel is resampled.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import itk
@@ -17,29 +17,39 @@ from scripts.cases import Volume
 from scripts.errors import InputError
 from scripts.scans import SLICE_TOLERANCE, import_highdicom
 
-SLICER_SUFFIX = ".seg.nrrd"
 LIVER_WORDS = {"liver", "hepatic", "hepar"}
 TUMOR_WORDS = {
     "tumor", "tumors", "tumour", "tumours", "neoplasm", "neoplasms", "lesion", "lesions", "metastasis", "metastases",
     "met", "mets", "carcinoma", "cancer", "malignancy", "mass", "masses", "nodule", "nodules", "hcc", "hepatoma",
+    "hepatocellular", "cholangiocarcinoma",
 }  # fmt: skip
 EMPTY_WORDS = {
-    "segment", "segmentation", "mask", "label", "tissue", "organ", "whole", "primary", "secondary", "malignant",
+    "segment", "segmentation", "mask", "label", "tissue", "organ", "whole", "primary", "secondary", "malignant", "of",
+    "the", "manual", "corrected", "final",
 }  # fmt: skip
+LETTER_OR_NUMERAL = re.compile("[a-z]|[ivx]+")
+LIVER, TUMOR, OTHER, UNCLEAR = 1, 2, 0, -1  # what a name says; the first two are classes
+SLICER_FIELD = re.compile(r"(Segment\d+)_(?:ID|Name|LabelValue)")
 MAX_LISTED = 5
 STEP_TOLERANCE = 0.05  # of a voxel, of the step from one to the next
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def find_class(*names: str) -> int | None:
-    """Return the class that the first of ``names`` with a meaning says: 1 liver, 2 tumour, 0 other; None if none does.
+    """Return what the first name with a meaning says: `LIVER`, `TUMOR`, `OTHER` or `UNCLEAR`; None if none has one.
 
-    A tumour is one of the liver, or of no organ that is named: "Lesion 2", not "kidney tumour".
+    Unclear is what has words beside those of liver and tumour: "kidney tumor", "liver without tumor", "left liver".
     """
     for name in names:
         words = {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} - EMPTY_WORDS
-        if words:
-            return 0 if words - LIVER_WORDS - TUMOR_WORDS else 2 if words & TUMOR_WORDS else 1
+        words = {word for word in words if not LETTER_OR_NUMERAL.fullmatch(word)}
+        if not words:
+            continue
+        if not words & (LIVER_WORDS | TUMOR_WORDS):
+            return OTHER
+        if words - LIVER_WORDS - TUMOR_WORDS:
+            return UNCLEAR
+        return TUMOR if words & TUMOR_WORDS else LIVER
     return None
 
 
@@ -51,18 +61,23 @@ def take_segments(file: PathLike, names: Mapping[int, Sequence[str]]) -> tuple[d
         names: of each segment, by its number: its label, the type of what it shows.
 
     Raises:
-        InputError: if none is the liver's.
+        InputError: if none is the liver's, or of one it is not clear what it is.
     """
-    classes = {number: find_class(*said) for number, said in names.items()}
-    if len(classes) == 1 and 2 not in classes.values():  # somebody gave it for a mask of the liver
-        ((number, known),) = classes.items()
+    kinds = {number: find_class(*said) for number, said in names.items()}
+    remedy = "name the liver liver, its tumours tumor, and leave out the others"
+    if unclear := _listed(names[number][0] for number, kind in kinds.items() if kind == UNCLEAR):
+        raise InputError(
+            f"{file}: it is not clear whether its segments {unclear} are the liver or its tumours; {remedy}"
+        )
+    if len(kinds) == 1 and TUMOR not in kinds.values():  # somebody gave it for a mask of the liver
+        ((number, kind),) = kinds.items()
         doubt = f"its only segment, {names[number][0]}, is taken for the liver's"
-        return {number: 1}, (doubt,) if known == 0 else ()
-    if 1 not in classes.values():
-        labels = _listed(said[0] for said in names.values())
-        raise InputError(f"{file}: has no segment named liver, but {labels}; name it so, and its tumours tumor")
-    others = _listed(names[number][0] for number, known in classes.items() if not known)
-    taken = {number: known for number, known in classes.items() if known}
+        return {number: LIVER}, (doubt,) if kind == OTHER or number != 1 else ()
+    if LIVER not in kinds.values():
+        labels = _listed(said[0] for said in names.values()) or "none at all"
+        raise InputError(f"{file}: has no segment named liver, but {labels}; {remedy}")
+    others = _listed(names[number][0] for number, kind in kinds.items() if not kind)
+    taken = {number: kind for number, kind in kinds.items() if kind}
     return taken, (f"of its segments {others} not taken: neither liver nor its tumours, by name",) if others else ()
 
 
@@ -166,43 +181,63 @@ def _put_frame(canvas: _Canvas, seg: Any, index: int, taken: Mapping[int, int]) 
         canvas.put(np.stack([columns, rows, np.zeros_like(rows)], 1), affine, taken[number])
 
 
-def read_slicer_mask(file: PathLike, mask: Volume, scan: Volume) -> Volume:
+def read_slicer_names(file: PathLike) -> dict[int, tuple[str]]:
+    """Return the names of the segments in an NRRD file of 3D Slicer, by their numbers; none of a file of another's.
+
+    Raises:
+        InputError: if segments overlap, which Slicer saves as several volumes, or a number is none.
+    """
+    dictionary = _read_dictionary(file)
+    segments = sorted({match[1] for match in map(SLICER_FIELD.fullmatch, dictionary) if match})
+    if {dictionary.get(f"{segment}_Layer", "0") for segment in segments} - {"0"}:
+        raise InputError(f"{file}: its segments overlap; save it without overlap, or export it as a labelmap")
+    names = {}
+    for segment in segments:
+        value = dictionary.get(f"{segment}_LabelValue", "1")
+        if not value.isdigit():
+            raise InputError(f"{file}: its {segment}_LabelValue, {value!r}, is no number; save it again")
+        names[int(value)] = (dictionary.get(f"{segment}_Name", segment),)
+    return names
+
+
+def read_slicer_mask(file: PathLike, names: Mapping[int, Sequence[str]], mask: Volume, scan: Volume) -> Volume:
     """Return what 3D Slicer saved on the grid of its scan, its classes by the names of its segments.
 
-    Slicer numbers segments as they were made, and may cut off what is empty. If the names say nothing ("Segment_1"),
-    as of a mask that was opened as such, its numbers are the classes.
+    Slicer numbers segments as they were made, and may cut off what is empty. If the names of several say nothing
+    ("Segment_1"), as of a mask that was opened as such, their numbers are the classes.
 
     Args:
-        file: a ``.seg.nrrd``.
+        file: an NRRD file.
+        names: of its segments, as `read_slicer_names` finds them.
         mask: what `scripts.cases.read_volume` reads of it.
         scan: what it is of.
 
     Raises:
         InputError: if it has no liver, or lies on another grid.
     """
-    dictionary = _read_dictionary(file)
-    names, warnings = {}, ()
-    for key, value in dictionary.items():
-        if match := re.fullmatch(r"(Segment\d+)_LabelValue", key):
-            names[int(value)] = (dictionary.get(f"{match[1]}_Name", value),)
-    if any(find_class(*said) is not None for said in names.values()):
+    warnings = ()
+    if len(names) == 1 or any(find_class(*said) is not None for said in names.values()):
         taken, warnings = take_segments(file, names)
+    elif np.isin(mask.array, (0, LIVER, TUMOR)).all():
+        taken = {LIVER: LIVER, TUMOR: TUMOR}
     else:
-        taken = {int(number): int(number) for number in np.unique(mask.array) if number}
+        return mask  # whose values the check refuses
     canvas = _canvas(file, scan)
     for number, kind in taken.items():
-        canvas.put(np.argwhere(mask.array == number), mask.affine, kind)
+        for index in range(mask.array.shape[2]):  # a liver's voxels at once would be hundreds of megabytes
+            plane = np.argwhere(mask.array[..., index] == number)
+            canvas.put(np.insert(plane, 2, index, axis=1), mask.affine, kind)
     return Volume(canvas.classes, scan.affine, warnings)
 
 
 def _read_dictionary(file: PathLike) -> dict[str, str]:
     io = itk.ImageIOFactory.CreateImageIO(str(file), itk.CommonEnums.IOFileMode_ReadMode)
+    if io is None:
+        return {}
     io.SetFileName(str(file))
-    io.ReadImageInformation()
+    try:
+        io.ReadImageInformation()
+    except RuntimeError:  # is said when it is read
+        return {}
     dictionary = io.GetMetaDataDictionary()
     return {key: dictionary[key] for key in dictionary.GetKeys() if isinstance(dictionary[key], str)}
-
-
-def is_slicer_mask(file: PathLike) -> bool:
-    """Return whether a file has the name that 3D Slicer gives to segmentations."""
-    return Path(file).name.lower().endswith(SLICER_SUFFIX)

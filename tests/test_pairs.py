@@ -86,25 +86,30 @@ def test_what_is_missing_is_said_by_name(tmp_path, series):
 
 def test_a_scan_that_is_there_already_is_refused_by_name(tmp_path, series):
     mask = save(tmp_path / "mask.nii.gz", make_label(), DICOM_AFFINE)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "volume-0.nii.gz").write_bytes(b"damaged")
+    save(tmp_path / "mine" / "volume-1.nii.gz", make_image()[..., ::-1] + 1)
     first = add_case(tmp_path / "mine", series, mask).case
-    (tmp_path / "mine" / "volume-1.nii.gz").write_bytes(b"damaged")
-    with pytest.raises(InputError, match=f"^{series}: is there already, as {first.image}; to give it another mask"):
-        add_case(tmp_path / "mine", series, mask)
+    turned = tmp_path / "turned.nii"
+    nib.save(nib.as_closest_canonical(nib.load(first.image)), turned)
+    for again in (series, turned):
+        with pytest.raises(InputError, match=f"^{again}: is there already, as {first.image}; to give it another mask"):
+            add_case(tmp_path / "mine", again, mask)
 
 
 def test_a_pair_is_written_whole_or_not_at_all(tmp_path, series, monkeypatch):
     mask = save(tmp_path / "mask.nii.gz", make_label(), DICOM_AFFINE)
-    written = []
+    synced = []
 
-    def save_one(nifti, file):
-        written.append(file)
-        if len(written) > 1:
+    def sync(file):
+        synced.append(file)
+        if len(synced) > 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("scripts.pairs.nib.save", save_one)
+    monkeypatch.setattr("scripts.files.os.fsync", sync)
     with pytest.raises(KeyboardInterrupt):
         add_case(tmp_path / "mine", series, mask)
-    assert len(written) == 2 and not list((tmp_path / "mine").iterdir())
+    assert len(synced) == 2 and not list((tmp_path / "mine").iterdir())
 
 
 def test_a_folder_with_a_list_of_its_cases_is_left_alone(tmp_path, series):

@@ -327,6 +327,20 @@ def test_a_mask_without_the_end_of_its_record_is_made_again(tmp_path):
     records.check_replaced(image)
 
 
+def test_with_other_weights_it_says_why_a_corrected_mask_is_not_skipped(tmp_path):
+    image, mask = tmp_path / "ct.nii", tmp_path / "ct_seg.nii.gz"
+    image.touch()
+    mask.write_bytes(b"made")
+    records = Records(tmp_path, tmp_path, tmp_path / "none.pt")
+    records.write({"image": str(image), "mask": str(mask)})
+    mask.write_bytes(b"corrected")
+    (tmp_path / "other.pt").write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"or --skip_done true$"):
+        records.check_replaced(image)
+    with pytest.raises(InputError, match="--skip_done leaves it out with the settings and weights of before alone"):
+        Records(tmp_path, tmp_path, tmp_path / "other.pt").check_replaced(image)
+
+
 NO_SEG, HALF_COPIED = {"mask": "ct_seg.nii.gz", "reason": "no DICOM SEG"}, {"reason": "half copied"}
 
 
@@ -344,9 +358,6 @@ def test_the_mask_of_an_image_of_which_something_failed_is_replaced_if_it_was_no
     mask.write_bytes(b"corrected")
     with pytest.raises(InputError, match=r"has been changed since it was made.* another --output_dir$"):
         records.check_replaced(image)
-    (tmp_path / "other.pt").write_bytes(b"other weights")
-    with pytest.raises(InputError, match="with the settings and weights of before alone"):
-        Records(tmp_path, tmp_path, tmp_path / "other.pt").check_replaced(image)
 
 
 @pytest.mark.parametrize("row", [{"mask": "ct_seg.nii.gz"}, {"reason": "damaged"}])

@@ -5,12 +5,22 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.cases import Volume
+from scripts.cases import Volume, read_volume
 from scripts.dicom_seg import describe_segments, level, make_segmentation, read_algorithm, read_headers
 from scripts.errors import InputError
 from scripts.pairs import add_case, read_scan
 from scripts.scans import find_slices
-from scripts.segments import find_class, is_slicer_mask, read_dicom_seg, read_slicer_mask, take_segments
+from scripts.segments import (
+    LIVER,
+    OTHER,
+    TUMOR,
+    UNCLEAR,
+    find_class,
+    read_dicom_seg,
+    read_slicer_mask,
+    read_slicer_names,
+    take_segments,
+)
 from tests.dicoms import ROOT_UID, write_series
 from tests.niftis import AFFINE, make_image, make_label
 from tests.test_scans import DIRECTIONS
@@ -31,6 +41,9 @@ def make_scan(shape=(24, 20, 16)):
 SCAN = make_scan()
 
 
+NAMES = ("Aorta", "Kidney", "Stomach", "Colon", "Lung")
+
+
 def mask_of(scan):
     return ((scan.array == LIVER_HU) + 2 * (scan.array == TUMOR_HU)).astype(np.uint8)
 
@@ -38,20 +51,23 @@ def mask_of(scan):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (("liver",), 1),
-        (("LIVER", "Organ"), 1),
-        (("Segment_1", "Liver"), 1),
-        (("Lesion 2",), 2),
-        (("liver_tumor",), 2),
-        (("LiverTumor",), 2),
-        (("Liver mets", "Tissue"), 2),
-        (("HCC",), 2),
-        (("Segment 3", "Primary neoplasm"), 2),
-        (("Kidney tumor", "Neoplasm"), 0),
-        (("masseter_left",), 0),
-        (("liver_vessels",), 0),
-        (("liver without tumor",), 0),
-        (("Spleen", "Liver"), 0),
+        (("liver",), LIVER),
+        (("LIVER", "Organ"), LIVER),
+        (("Segment_1", "Liver"), LIVER),
+        (("Lesion 2",), TUMOR),
+        (("liver_tumor",), TUMOR),
+        (("LiverTumor",), TUMOR),
+        (("Tumor S6", "Tissue"), TUMOR),
+        (("Lesion VIII a",), TUMOR),
+        (("Liver mets", "Tissue"), TUMOR),
+        (("HCC",), TUMOR),
+        (("Hepatocellular carcinoma",), TUMOR),
+        (("Segment 3", "Malignant neoplasm of liver"), TUMOR),
+        (("Kidney tumor", "Neoplasm"), UNCLEAR),
+        (("liver_vessels",), UNCLEAR),
+        (("liver without tumor",), UNCLEAR),
+        (("masseter_left",), OTHER),
+        (("Spleen", "Liver"), OTHER),
         (("Segment_1", "Tissue"), None),
         (("", ""), None),
     ],
@@ -61,22 +77,34 @@ def test_a_name_says_which_class_a_segment_is(names, expected):
 
 
 def test_segments_of_other_things_are_not_taken_and_listed():
-    names = {number: (name,) for number, name in enumerate(("Spleen", "Liver", "Lesion", *"ABCDE"), start=1)}
+    names = {number: (name,) for number, name in enumerate(("Spleen", "Liver", "Lesion", *NAMES), start=1)}
     taken, (warning,) = take_segments("seg.dcm", names)
     assert taken == {2: 1, 3: 2}
-    assert warning == "of its segments Spleen, A, B, C, D, ... not taken: neither liver nor its tumours, by name"
+    assert warning.startswith("of its segments Spleen, Aorta, Kidney, Stomach, Colon, ... not taken: neither liver")
 
 
-@pytest.mark.parametrize(("name", "warnings"), [("Segment_1", 0), ("Liver", 0), ("Spleen", 1)])
-def test_a_sole_segment_is_the_livers_but_said_if_its_name_is_another(name, warnings):
-    taken, said = take_segments("seg.dcm", {7: (name,)})
-    assert taken == {7: 1} and len(said) == warnings
-    assert all("its only segment, Spleen, is taken for the liver's" in warning for warning in said)
+@pytest.mark.parametrize(
+    ("number", "name", "warnings"), [(1, "Segment_1", 0), (1, "Liver", 0), (1, "Spleen", 1), (2, "Segment_2", 1)]
+)
+def test_a_sole_segment_is_the_livers_but_said_if_that_is_doubtful(number, name, warnings):
+    taken, said = take_segments("seg.dcm", {number: (name,)})
+    assert taken == {number: LIVER} and len(said) == warnings
+    assert all(f"its only segment, {name}, is taken for the liver's" in warning for warning in said)
 
 
-@pytest.mark.parametrize("names", [("Tumor",), ("Tumor", "Lesion"), ("Segment_1", "Segment_2"), ()])
-def test_segments_without_a_liver_are_refused_by_name(names):
-    with pytest.raises(InputError, match=f"^seg.dcm: has no segment named liver, but {', '.join(names)}; name it so"):
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("Tumor",), "has no segment named liver, but Tumor; name the liver liver"),
+        (("Tumor", "Lesion"), "has no segment named liver, but Tumor, Lesion; name"),
+        (("Segment_1", "Segment_2"), "has no segment named liver, but Segment_1, Segment_2; name"),
+        ((), "has no segment named liver, but none at all; name"),
+        (("Kidney tumor",), "it is not clear whether its segments Kidney tumor are the liver or its tumours; name"),
+        (("Liver", "Left liver", "Tumor"), "it is not clear whether its segments Left liver are the liver"),
+    ],
+)
+def test_segments_without_a_liver_or_clear_names_are_refused(names, reason):
+    with pytest.raises(InputError, match=f"^seg.dcm: {reason}"):
         take_segments("seg.dcm", {number: (name,) for number, name in enumerate(names, start=1)})
 
 
@@ -186,6 +214,14 @@ class TestDicomSeg:
         with pytest.raises(InputError, match=f"^{tmp_path}/ct_seg.dcm: {reason}"):
             read_dicom_seg(self.segment(tmp_path / "ct"), read_scan(tmp_path / "other"))
 
+    def test_it_is_read_onto_a_scan_with_other_axes(self, tmp_path):
+        write_series(tmp_path / "ct", SCAN, step_mm=(0, 0, 2.5), start_mm=(7, -3, 11))
+        scan = read_scan(tmp_path / "ct")
+        turned = nib.Nifti1Image(scan.array, scan.affine).as_reoriented([[2, -1], [0, 1], [1, -1]])
+        turned = Volume(turned.get_fdata(), turned.affine)
+        assert turned.array.shape != scan.array.shape
+        np.testing.assert_array_equal(read_dicom_seg(self.segment(tmp_path / "ct"), turned).array, mask_of(turned))
+
     def test_another_object_is_refused_in_one_line(self, tmp_path):
         (file, *_) = write_series(tmp_path / "ct", SCAN)
         with pytest.raises(InputError, match=f"^{file}: cannot be read as a DICOM SEG .*; export it again") as caught:
@@ -194,12 +230,16 @@ class TestDicomSeg:
 
     def test_a_series_and_its_seg_become_a_case(self, tmp_path):
         write_series(tmp_path / "ct", make_image(), step_mm=(0, 0, 2))
-        report = add_case(tmp_path / "mine", tmp_path / "ct", self.segment(tmp_path / "ct", make_label()))
+        file = self.segment(tmp_path / "ct", make_label())
+        report = add_case(tmp_path / "mine", tmp_path / "ct", file)
         assert (report.status, report.findings) == ("ok", ())
         np.testing.assert_array_equal(np.asanyarray(nib.load(report.case.label).dataobj), make_label())
+        write_series(tmp_path / "late", make_image() + 1, step_mm=(0, 0, 2), series=2)
+        (finding,) = add_case(tmp_path / "mine", tmp_path / "late", file).findings
+        assert finding.reason == "it refers to another series than that of its image"
 
 
-def write_slicer_mask(file, array, names, start=(0, 0, 0)):
+def write_slicer_mask(file, array, names, start=(0, 0, 0), fields=None):
     """Write voxels as 3D Slicer does: LPS, a field of the header for every segment's name and number."""
     image = itk.image_from_array(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing([1.5, 1.5, 2.0])
@@ -208,14 +248,15 @@ def write_slicer_mask(file, array, names, start=(0, 0, 0)):
     dictionary = image.GetMetaDataDictionary()
     for index, (number, name) in enumerate(names.items()):
         dictionary[f"Segment{index}_LabelValue"], dictionary[f"Segment{index}_Name"] = str(number), name
+    for field, value in (fields or {}).items():
+        dictionary[field] = value
     itk.imwrite(image, str(file), compression=True)
     return file
 
 
-def read_slicer(file):
-    from scripts.cases import read_volume
-
-    return read_slicer_mask(file, read_volume(str(file)), Volume(make_image(), AFFINE))
+def read_slicer(file, scan=None):
+    mask = read_volume(str(file))
+    return read_slicer_mask(file, read_slicer_names(file), mask, scan or Volume(make_image(), AFFINE))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +265,6 @@ def read_slicer(file):
         ({1: "liver", 2: "tumor"}, (1, 2)),
         ({1: "Metastasis", 2: "Liver"}, (2, 1)),
         ({1: "Segment_1", 2: "Segment_2"}, (1, 2)),
-        ({}, (1, 2)),
         ({5: "Liver", 9: "Tumor"}, (5, 9)),
     ],
 )
@@ -237,19 +277,63 @@ def test_what_slicer_saved_has_its_classes_by_name_and_comes_onto_its_scan(tmp_p
     assert mask.warnings == ()
 
 
-def test_a_case_is_made_of_what_slicer_saved(tmp_path):
+def test_what_slicer_saved_comes_onto_an_oblique_scan_with_other_axes(tmp_path):
+    turn = np.eye(4)
+    turn[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    image = nib.Nifti1Image(make_label(), turn @ AFFINE).as_reoriented([[1, -1], [2, 1], [0, -1]])
+    scan = Volume(np.asanyarray(image.dataobj), image.affine)
+    mask = Volume(make_label(), turn @ AFFINE)
+    found = read_slicer_mask("a.nrrd", {1: ("Liver",), 2: ("Tumor",)}, mask, scan)
+    np.testing.assert_array_equal(found.array, scan.array)
+
+
+@pytest.mark.parametrize("name", ["ct.seg.nrrd", "ct.NRRD"])
+def test_a_case_is_made_of_what_slicer_saved(tmp_path, name):
     image = tmp_path / "ct.nii"
     nib.save(nib.Nifti1Image(make_image(), AFFINE), image)
     swapped = np.array([0, 2, 1], np.uint8)[make_label()][..., 15:]
-    file = write_slicer_mask(tmp_path / "ct.SEG.nrrd", swapped, {1: "tumor", 2: "liver"}, (0, 0, 15))
-    assert is_slicer_mask(file) and not is_slicer_mask("ct.nrrd")
-    report = add_case(tmp_path / "mine", image, file)
+    write_slicer_mask(tmp_path / "a.nrrd", swapped, {1: "tumor", 2: "liver"}, (0, 0, 15)).rename(tmp_path / name)
+    report = add_case(tmp_path / "mine", image, tmp_path / name)
     assert (report.status, report.findings) == ("ok", ())
     np.testing.assert_array_equal(np.asanyarray(nib.load(report.case.label).dataobj), make_label())
 
 
 def test_what_slicer_saved_on_another_scan_is_refused(tmp_path):
     for start, reason in (((0.5, 0, 0), "its voxels are not those of its image"), ((9, 0, 0), "reaches beyond its")):
-        file = write_slicer_mask(tmp_path / "a.seg.nrrd", make_label(), {}, start)
+        file = write_slicer_mask(tmp_path / "a.seg.nrrd", make_label(), {1: "Liver", 2: "Tumor"}, start)
         with pytest.raises(InputError, match=f"^{file}: {reason}"):
             read_slicer(file)
+
+
+def test_a_sole_segment_of_slicer_is_the_livers_whatever_its_number(tmp_path):
+    mask = read_slicer(
+        write_slicer_mask(tmp_path / "a.nrrd", 3 * (make_label() > 0).astype(np.uint8), {3: "Segment_3"})
+    )
+    np.testing.assert_array_equal(mask.array, make_label() > 0)
+    assert len(mask.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("Segment1_Layer", "1", "its segments overlap; save it without overlap"),
+        ("Segment1_LabelValue", "1.0", "its Segment1_LabelValue, '1.0', is no number"),
+    ],
+)
+def test_fields_that_cannot_be_taken_are_said_in_one_line(tmp_path, field, value, reason):
+    file = write_slicer_mask(tmp_path / "a.nrrd", make_label(), {1: "Liver", 2: "Tumor"}, fields={field: value})
+    with pytest.raises(InputError, match=f"^{file}: {reason}"):
+        read_slicer_names(file)
+
+
+def test_numbers_without_names_that_are_no_classes_are_refused_as_of_any_mask(tmp_path):
+    nib.save(nib.Nifti1Image(make_image(), AFFINE), tmp_path / "ct.nii")
+    file = write_slicer_mask(tmp_path / "a.nrrd", 3 * make_label(), {3: "Segment_3", 6: "Segment_6"})
+    with pytest.raises(InputError, match="has label values other than 0, 1 and 2: 3, 6"):
+        add_case(tmp_path / "mine", tmp_path / "ct.nii", file)
+
+
+def test_nrrd_files_of_others_have_no_names(tmp_path):
+    assert read_slicer_names(write_slicer_mask(tmp_path / "a.nrrd", make_label(), {})) == {}
+    (tmp_path / "b.nrrd").write_bytes(b"NRRD0004\nnothing")
+    assert read_slicer_names(tmp_path / "b.nrrd") == {}
