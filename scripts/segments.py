@@ -54,7 +54,9 @@ def find_class(*names: str) -> int | None:
 
 
 def take_segments(file: PathLike, names: Mapping[int, Sequence[str]]) -> tuple[dict[int, int], tuple[str, ...]]:
-    """Return the class of each segment that is taken, and warnings of what is not, or is taken for the liver.
+    """Return the class of each segment that is taken, and warnings of what is not, or of a doubt.
+
+    A sole segment without a name is the liver's: somebody gave it for a mask of it.
 
     Args:
         file: where they are from.
@@ -66,19 +68,18 @@ def take_segments(file: PathLike, names: Mapping[int, Sequence[str]]) -> tuple[d
     kinds = {number: find_class(*said) for number, said in names.items()}
     remedy = "name the liver liver, its tumours tumor, and leave out the others"
     if unclear := _listed(names[number][0] for number, kind in kinds.items() if kind == UNCLEAR):
-        raise InputError(
-            f"{file}: it is not clear whether its segments {unclear} are the liver or its tumours; {remedy}"
-        )
-    if len(kinds) == 1 and TUMOR not in kinds.values():  # somebody gave it for a mask of the liver
-        ((number, kind),) = kinds.items()
+        raise InputError(f"{file}: liver, its tumours, or neither? That is not clear of {unclear}; {remedy}")
+    if list(kinds.values()) == [None]:
+        (number,) = kinds
         doubt = f"its only segment, {names[number][0]}, is taken for the liver's"
-        return {number: LIVER}, (doubt,) if kind == OTHER or number != 1 else ()
+        return {number: LIVER}, (doubt,) if number != 1 else ()
     if LIVER not in kinds.values():
         labels = _listed(said[0] for said in names.values()) or "none at all"
         raise InputError(f"{file}: has no segment named liver, but {labels}; {remedy}")
     others = _listed(names[number][0] for number, kind in kinds.items() if not kind)
     taken = {number: kind for number, kind in kinds.items() if kind}
-    return taken, (f"of its segments {others} not taken: neither liver nor its tumours, by name",) if others else ()
+    doubt = f"of its segments {others} not taken, by name neither liver nor its tumours: background, in the liver too"
+    return taken, (doubt,) if others else ()
 
 
 def _listed(labels: Iterable[str]) -> str:
@@ -115,6 +116,12 @@ class _Canvas(NamedTuple):
         index = tuple(nearest.T)
         self.classes[index] = np.maximum(self.classes[index], kind)
 
+    def finish(self, scan: Volume, warnings: tuple[str, ...]) -> Volume:
+        """Return the mask of ``scan``. Raises `InputError` if it is of tumours alone."""
+        if self.classes.any() and not (self.classes == LIVER).any():
+            raise InputError(f"{self.file}: its segment of the liver is empty, that of tumours is not; draw the liver")
+        return Volume(self.classes, scan.affine, warnings)
+
 
 def _canvas(file: PathLike, scan: Volume) -> _Canvas:
     return _Canvas(file, np.zeros(scan.array.shape, np.uint8), np.linalg.inv(scan.affine))
@@ -150,7 +157,7 @@ def read_dicom_seg(file: PathLike, scan: Volume, series_uid: str = "") -> Volume
         ) from error
     if series_uid and references and series_uid not in references:
         warnings += ("it refers to another series than that of its image",)
-    return Volume(canvas.classes, scan.affine, warnings)
+    return canvas.finish(scan, warnings)
 
 
 def _put_frame(canvas: _Canvas, seg: Any, index: int, taken: Mapping[int, int]) -> None:
@@ -220,6 +227,7 @@ def read_slicer_mask(file: PathLike, names: Mapping[int, Sequence[str]], mask: V
         taken, warnings = take_segments(file, names)
     elif np.isin(mask.array, (0, LIVER, TUMOR)).all():
         taken = {LIVER: LIVER, TUMOR: TUMOR}
+        warnings = (f"its segments {_listed(said[0] for said in names.values())} have no names: 1 is liver, 2 tumour",)
     else:
         return mask  # whose values the check refuses
     canvas = _canvas(file, scan)
@@ -227,7 +235,7 @@ def read_slicer_mask(file: PathLike, names: Mapping[int, Sequence[str]], mask: V
         for index in range(mask.array.shape[2]):  # a liver's voxels at once would be hundreds of megabytes
             plane = np.argwhere(mask.array[..., index] == number)
             canvas.put(np.insert(plane, 2, index, axis=1), mask.affine, kind)
-    return Volume(canvas.classes, scan.affine, warnings)
+    return canvas.finish(scan, warnings)
 
 
 def _read_dictionary(file: PathLike) -> dict[str, str]:

@@ -80,11 +80,11 @@ def test_segments_of_other_things_are_not_taken_and_listed():
     names = {number: (name,) for number, name in enumerate(("Spleen", "Liver", "Lesion", *NAMES), start=1)}
     taken, (warning,) = take_segments("seg.dcm", names)
     assert taken == {2: 1, 3: 2}
-    assert warning.startswith("of its segments Spleen, Aorta, Kidney, Stomach, Colon, ... not taken: neither liver")
+    assert warning.startswith("of its segments Spleen, Aorta, Kidney, Stomach, Colon, ... not taken, by name neither")
 
 
 @pytest.mark.parametrize(
-    ("number", "name", "warnings"), [(1, "Segment_1", 0), (1, "Liver", 0), (1, "Spleen", 1), (2, "Segment_2", 1)]
+    ("number", "name", "warnings"), [(1, "Segment_1", 0), (1, "Liver", 0), (7, "Liver", 0), (2, "Segment_2", 1)]
 )
 def test_a_sole_segment_is_the_livers_but_said_if_that_is_doubtful(number, name, warnings):
     taken, said = take_segments("seg.dcm", {number: (name,)})
@@ -96,11 +96,12 @@ def test_a_sole_segment_is_the_livers_but_said_if_that_is_doubtful(number, name,
     ("names", "reason"),
     [
         (("Tumor",), "has no segment named liver, but Tumor; name the liver liver"),
+        (("Spleen",), "has no segment named liver, but Spleen; name the liver liver"),
         (("Tumor", "Lesion"), "has no segment named liver, but Tumor, Lesion; name"),
         (("Segment_1", "Segment_2"), "has no segment named liver, but Segment_1, Segment_2; name"),
         ((), "has no segment named liver, but none at all; name"),
-        (("Kidney tumor",), "it is not clear whether its segments Kidney tumor are the liver or its tumours; name"),
-        (("Liver", "Left liver", "Tumor"), "it is not clear whether its segments Left liver are the liver"),
+        (("Kidney tumor",), "liver, its tumours, or neither[?] That is not clear of Kidney tumor; name"),
+        (("Liver", "Left liver", "Tumor"), "liver, its tumours, or neither[?] That is not clear of Left liver; name"),
     ],
 )
 def test_segments_without_a_liver_or_clear_names_are_refused(names, reason):
@@ -274,7 +275,16 @@ def test_what_slicer_saved_has_its_classes_by_name_and_comes_onto_its_scan(tmp_p
     mask = read_slicer(write_slicer_mask(tmp_path / "Segmentation.seg.nrrd", stored, names, start))
     np.testing.assert_array_equal(mask.array, make_label())
     np.testing.assert_array_equal(mask.affine, AFFINE)
-    assert mask.warnings == ()
+    unnamed = ("its segments Segment_1, Segment_2 have no names: 1 is liver, 2 tumour",)
+    assert mask.warnings == (unnamed if names.get(1) == "Segment_1" else ())
+
+
+def test_tumours_alone_are_refused(tmp_path):
+    tumors = (make_label() == 2).astype(np.uint8)
+    with pytest.raises(InputError, match=r"a\.nrrd: its segment of the liver is empty"):
+        read_slicer(write_slicer_mask(tmp_path / "a.nrrd", tumors, {1: "Tumor", 2: "Liver"}))
+    empty = read_slicer(write_slicer_mask(tmp_path / "a.nrrd", 0 * tumors, {1: "Tumor", 2: "Liver"}))
+    assert not empty.array.any()
 
 
 def test_what_slicer_saved_comes_onto_an_oblique_scan_with_other_axes(tmp_path):
