@@ -7,8 +7,22 @@ import numpy as np
 
 CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
 ROOT_UID = "1.2.826.0.1.3680043.2.1125"
+SHAPE = (24, 20, 16)
+AIR_HU, LIVER_HU, TUMOR_HU = -1000, 150, 190
 STRAIGHT = (1, 0, 0, 0, 1, 0)  # the direction of a row, and of a column, in LPS
 JPEG, JPEG_2000 = itk.GDCMImageIOEnums.Compression_JPEG, itk.GDCMImageIOEnums.Compression_JPEG2000
+
+
+def make_scan():
+    """Boxes that no flip, swap or rotation maps onto themselves: liver in two, in one of them tumour."""
+    scan = np.full(SHAPE, AIR_HU, np.int16)
+    scan[2:9, 3:6, 4:12] = LIVER_HU
+    scan[12:18, 8:16, 6:8] = LIVER_HU
+    scan[12:15, 9:11, 7] = TUMOR_HU
+    return scan
+
+
+SCAN = make_scan()
 
 
 def write_slice(path, pixels, position_mm, axes=STRAIGHT, spacing_mm=(1.5, 1.5), tags=None, compression=None):

@@ -25,14 +25,22 @@ from scripts.errors import InputError  # noqa: E402
 from scripts.inference import FailureReport  # noqa: E402
 from scripts.scans import ScanReader, read_dicom_series  # noqa: E402
 from tests import ROOT  # noqa: E402
-from tests.dicoms import CT_CLASS, ROOT_UID, write_enhanced, write_series  # noqa: E402
+from tests.dicoms import (  # noqa: E402
+    AIR_HU,
+    CT_CLASS,
+    LIVER_HU,
+    ROOT_UID,
+    SCAN,
+    SHAPE,
+    TUMOR_HU,
+    write_enhanced,
+    write_series,
+)
 from tests.jobs import infer_with_oracle, input_error_of  # noqa: E402
 from tests.niftis import save  # noqa: E402
 from tests.test_scans import DIRECTIONS, make_affine  # noqa: E402
 
-SHAPE = (24, 20, 16)
 SPACING_MM = 1.5
-AIR_HU, LIVER_HU, TUMOR_HU = -1000, 150, 190
 CLASSES = class_names("liver_and_tumor")
 ALGORITHM = Algorithm("MPU-Net liver CT segmentation", "1.2.3", "The authors", "ab" * 32)
 REAL_SCAN = ROOT.parent / "shared/data/real_abdominal_ct"
@@ -41,16 +49,6 @@ DCMQI = shutil.which("segimage2itkimage", path=PATHS)
 needs_dcmqi = pytest.mark.skipif(not DCMQI, reason="dcmqi is not installed")
 
 
-def make_scan():
-    """Boxes that no flip, swap or rotation maps onto themselves: liver in two, in one of them tumour."""
-    scan = np.full(SHAPE, AIR_HU, np.int16)
-    scan[2:9, 3:6, 4:12] = LIVER_HU
-    scan[12:18, 8:16, 6:8] = LIVER_HU
-    scan[12:15, 9:11, 7] = TUMOR_HU
-    return scan
-
-
-SCAN = make_scan()
 FRAME = ("FrameOfReferenceUID", f"{ROOT_UID}.3")
 
 
