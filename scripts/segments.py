@@ -6,12 +6,13 @@ No voxel is resampled.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import itk
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
+from monai.data.utils import orientation_ras_lps
 
 from scripts.cases import Volume
 from scripts.errors import InputError
@@ -32,7 +33,6 @@ LIVER, TUMOR, OTHER, UNCLEAR = 1, 2, 0, -1  # what a name says; the first two ar
 SLICER_FIELD = re.compile(r"(Segment\d+)_(?:ID|Name|LabelValue)")
 MAX_LISTED = 5
 STEP_TOLERANCE = 0.05  # of a voxel, of the step from one to the next
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def find_class(*names: str) -> int | None:
@@ -87,12 +87,14 @@ def _listed(labels: Iterable[str]) -> str:
     return ", ".join(labels[:MAX_LISTED]) + (", ..." if len(labels) > MAX_LISTED else "")
 
 
-class _Canvas(NamedTuple):
+class _Canvas:
     """The grid of a scan, onto which segments of ``file`` are put by where they lie in mm."""
 
-    file: PathLike
-    classes: np.ndarray
-    to_voxels: np.ndarray
+    def __init__(self, file: PathLike, scan: Volume):
+        self.file = file
+        self.affine = scan.affine
+        self.to_voxels = np.linalg.inv(scan.affine)
+        self.classes = np.zeros(scan.array.shape, np.uint8)
 
     def put(self, voxels: np.ndarray, affine: np.ndarray, kind: int) -> None:
         """Put ``kind`` where ``voxels`` (N, 3) of a grid with this ``affine`` to RAS are; a tumour stays.
@@ -116,15 +118,11 @@ class _Canvas(NamedTuple):
         index = tuple(nearest.T)
         self.classes[index] = np.maximum(self.classes[index], kind)
 
-    def finish(self, scan: Volume, warnings: tuple[str, ...]) -> Volume:
-        """Return the mask of ``scan``. Raises `InputError` if it is of tumours alone."""
+    def finish(self, warnings: tuple[str, ...]) -> Volume:
+        """Return the mask. Raises `InputError` if it is of tumours alone."""
         if self.classes.any() and not (self.classes == LIVER).any():
             raise InputError(f"{self.file}: its segment of the liver is empty, that of tumours is not; draw the liver")
-        return Volume(self.classes, scan.affine, warnings)
-
-
-def _canvas(file: PathLike, scan: Volume) -> _Canvas:
-    return _Canvas(file, np.zeros(scan.array.shape, np.uint8), np.linalg.inv(scan.affine))
+        return Volume(self.classes, self.affine, warnings)
 
 
 def read_dicom_seg(file: PathLike, scan: Volume, series_uid: str = "") -> Volume:
@@ -139,7 +137,7 @@ def read_dicom_seg(file: PathLike, scan: Volume, series_uid: str = "") -> Volume
         InputError: if highdicom is not installed, the file is no DICOM SEG, has no liver, or lies on another grid.
     """
     highdicom = import_highdicom()
-    canvas = _canvas(file, scan)
+    canvas = _Canvas(file, scan)
     try:
         seg = highdicom.seg.segread(file)
         described = {number: seg.get_segment_description(number) for number in seg.segment_numbers if number}
@@ -157,7 +155,7 @@ def read_dicom_seg(file: PathLike, scan: Volume, series_uid: str = "") -> Volume
         ) from error
     if series_uid and references and series_uid not in references:
         warnings += ("it refers to another series than that of its image",)
-    return canvas.finish(scan, warnings)
+    return canvas.finish(warnings)
 
 
 def _put_frame(canvas: _Canvas, seg: Any, index: int, taken: Mapping[int, int]) -> None:
@@ -167,12 +165,12 @@ def _put_frame(canvas: _Canvas, seg: Any, index: int, taken: Mapping[int, int]) 
     def find(name: str) -> Any:
         return (own if name in own else shared)[name].value[0]
 
-    axes = np.array(find("PlaneOrientationSequence").ImageOrientationPatient, float).reshape(2, 3)
-    down_mm, along_mm = map(float, find("PixelMeasuresSequence").PixelSpacing)  # from row to row, column to column
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = axes[0] * along_mm, axes[1] * down_mm, np.cross(*axes)
-    affine[:3, 3] = np.array(find("PlanePositionSequence").ImagePositionPatient, float)
-    affine = RAS_TO_LPS @ affine
+    to_lps = import_highdicom().spatial.PixelToReferenceTransformer(  # of columns and rows
+        find("PlanePositionSequence").ImagePositionPatient,
+        find("PlaneOrientationSequence").ImageOrientationPatient,
+        find("PixelMeasuresSequence").PixelSpacing,
+    )
+    affine = orientation_ras_lps(to_lps.affine)
     numbers = set(taken)
     if seg.SegmentationType != "LABELMAP":
         numbers &= {find("SegmentIdentificationSequence").ReferencedSegmentNumber}
@@ -230,12 +228,12 @@ def read_slicer_mask(file: PathLike, names: Mapping[int, Sequence[str]], mask: V
         warnings = (f"its segments {_listed(said[0] for said in names.values())} have no names: 1 is liver, 2 tumour",)
     else:
         return mask  # whose values the check refuses
-    canvas = _canvas(file, scan)
+    canvas = _Canvas(file, scan)
     for number, kind in taken.items():
         for index in range(mask.array.shape[2]):  # a liver's voxels at once would be hundreds of megabytes
             plane = np.argwhere(mask.array[..., index] == number)
             canvas.put(np.insert(plane, 2, index, axis=1), mask.affine, kind)
-    return canvas.finish(scan, warnings)
+    return canvas.finish(warnings)
 
 
 def _read_dictionary(file: PathLike) -> dict[str, str]:
